@@ -1,0 +1,1 @@
+"""Solvers that relate frames, each with residuals and a refusal; does no I/O."""

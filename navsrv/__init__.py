@@ -1,0 +1,1 @@
+"""Real-time navigation and guidance server for image-guided sacral, pelvic and spinal procedures."""

@@ -1,0 +1,1 @@
+"""Simulated trackers, imaging, patients and faults, which meet the server at the bytes only."""
