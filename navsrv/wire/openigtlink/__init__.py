@@ -8,8 +8,19 @@ from navsrv.wire.openigtlink.control import Capability, Command, Query, Sensor, 
 from navsrv.wire.openigtlink.crc64 import crc64
 from navsrv.wire.openigtlink.framer import Framer
 from navsrv.wire.openigtlink.images import Image, NdArray
+from navsrv.wire.openigtlink.listings import (
+    ColorTable,
+    ImageMeta,
+    ImageMetaElement,
+    LabelMeta,
+    LabelMetaElement,
+    VideoMeta,
+    VideoMetaElement,
+)
 from navsrv.wire.openigtlink.messages import Bind, BindChild, Body, Header, Message, Metadata, Raw
+from navsrv.wire.openigtlink.points import Point, PointElement, Trajectory, TrajectoryElement
 from navsrv.wire.openigtlink.poses import Position, QTData, QTDataElement, TData, TDataElement, Transform
+from navsrv.wire.openigtlink.surfaces import Cells, PolyAttribute, PolyData
 from navsrv.wire.openigtlink.timestamps import ns_from_timestamp, timestamp_from_ns
 
 __all__ = [
@@ -17,13 +28,23 @@ __all__ = [
     "BindChild",
     "Body",
     "Capability",
+    "Cells",
+    "ColorTable",
     "Command",
     "Framer",
     "Header",
     "Image",
+    "ImageMeta",
+    "ImageMetaElement",
+    "LabelMeta",
+    "LabelMetaElement",
     "Message",
     "Metadata",
     "NdArray",
+    "Point",
+    "PointElement",
+    "PolyAttribute",
+    "PolyData",
     "Position",
     "QTData",
     "QTDataElement",
@@ -36,8 +57,12 @@ __all__ = [
     "String",
     "TData",
     "TDataElement",
+    "Trajectory",
+    "TrajectoryElement",
     "Transform",
     "Verb",
+    "VideoMeta",
+    "VideoMetaElement",
     "crc64",
     "decode",
     "encode",

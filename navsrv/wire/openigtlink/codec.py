@@ -1,8 +1,8 @@
 """Owns the way between a message and its bytes.
 
-Layout: header (58), then the body, over which the check sum runs.  With header 2 the body is: extended header (12), content,
-metadata index (2 + 8 per item), metadata text.  Every length and count of a peer is held against the bytes at hand before
-anything is made of it.
+Layout: header (58), then the body, over which the check sum runs.  With header 2 the body is: extended header (12),
+content, metadata index (2 + 8 per item), metadata text.  Every length and count of a peer is held against the bytes at
+hand before anything is made of it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from navsrv.kernel.errors import LocalProtocolError
-from navsrv.wire.openigtlink import control, images, poses
+from navsrv.wire.openigtlink import control, images, listings, points, poses, surfaces
 from navsrv.wire.openigtlink.crc64 import crc64
-from navsrv.wire.openigtlink.fields import ASCII, LATIN_1, UTF_8, Buffer, fault, field_of, need, text_of
-from navsrv.wire.openigtlink.messages import Bind, BindChild, Body, Header, Message, Metadata, Raw
+from navsrv.wire.openigtlink.fields import ASCII, LATIN_1, UTF_8, Buffer, fault, field_of, need, need_text_cap, text_of
+from navsrv.wire.openigtlink.messages import Bind, BindChild, Body, Header, Message, Metadata, Raw, parse_type_name
 
 _EXTENDED: Final = struct.Struct(">HHII")
 _ITEM: Final = struct.Struct(">HHI")
@@ -40,8 +40,16 @@ _CODECS: Final[dict[str, tuple[_Encoder, _Parser]]] = {
     "CAPABILITY": (control.encode_capability, control.parse_capability),
     "IMAGE": (images.encode_image, images.parse_image),
     "NDARRAY": (images.encode_ndarray, images.parse_ndarray),
+    "POINT": (points.encode_point, points.parse_point),
+    "TRAJ": (points.encode_trajectory, points.parse_trajectory),
+    "POLYDATA": (surfaces.encode_polydata, surfaces.parse_polydata),
+    "COLORT": (listings.encode_color_table, listings.parse_color_table),
+    "COLORTABLE": (listings.encode_color_table, lambda content: listings.parse_color_table(content, "COLORTABLE")),
+    "IMGMETA": (listings.encode_image_meta, listings.parse_image_meta),
+    "LBMETA": (listings.encode_label_meta, listings.parse_label_meta),
+    "VIDEOMETA": (listings.encode_video_meta, listings.parse_video_meta),
 }
-_MAY_BE_EMPTY: Final = frozenset({"TDATA", "QTDATA", "CAPABILITY"})
+_MAY_BE_EMPTY: Final = frozenset({"TDATA", "QTDATA", "CAPABILITY", "POINT", "TRAJ", "IMGMETA", "LBMETA", "VIDEOMETA"})
 """Bodies that are lists: without content they are an empty list.  Others without content are an answer without data."""
 
 
@@ -60,9 +68,7 @@ def encode(message: Message) -> bytes:
             index, text = _encode_metadata(message.metadata)
             pieces = (_EXTENDED.pack(12, len(index), len(text), message.message_id), *pieces, index, text)
         elif message.version != 1 or message.metadata or message.message_id:
-            raise LocalProtocolError(
-                "header 1 carries no metadata and no message id; header 2 does; others do not exist"
-            )
+            raise LocalProtocolError(f"header {message.version}: 1 carries neither metadata nor message id, 2 both")
         size = sum(map(len, pieces))
         if size < _JOIN_BELOW:
             body = b"".join(pieces)
@@ -125,7 +131,7 @@ def _encode_metadata(items: tuple[Metadata, ...]) -> tuple[bytes, bytes]:
     """Return the index and the text of the metadata."""
     if not items:
         return b"\0\0", b""
-    index, text = [struct.pack(">H", len(items))], []
+    index, text = [struct.pack(">H", len(items))], list[bytes]()
     for item in items:
         key, value, encoding = item.key.encode(), item.value, item.encoding
         if isinstance(value, str):
@@ -139,17 +145,17 @@ def _encode_metadata(items: tuple[Metadata, ...]) -> tuple[bytes, bytes]:
 
 def _parse_metadata(block: memoryview, index_size: int, text_size: int) -> tuple[Metadata, ...]:
     """Return the items of the index and text at the end of a body; both must be exactly as long as the index says."""
+    need_text_cap(text_size, "metadata")
     count = int.from_bytes(block[:2])
     if index_size != 2 + _ITEM.size * count:
         fault(f"metadata: an index of {index_size} bytes cannot hold {count} items")
-    at, items = index_size, []
+    at, items = index_size, list[Metadata]()
     for key_size, encoding, value_size in _ITEM.iter_unpack(block[2:index_size]):
         middle, end = at + key_size, at + key_size + value_size
         if end > len(block):
             fault(f"metadata: item {len(items)} ends {end - len(block)} bytes after the text of {text_size}")
-        items.append(
-            Metadata(text_of(bytes(block[at:middle])), _metadata_value(bytes(block[middle:end]), encoding), encoding)
-        )
+        value = _metadata_value(bytes(block[middle:end]), encoding)
+        items.append(Metadata(text_of(bytes(block[at:middle])), value, encoding))
         at = end
     if at != len(block):
         fault(f"metadata: {len(block) - at} bytes of text belong to no item")
@@ -170,7 +176,7 @@ def _metadata_value(raw: bytes, encoding: int) -> str | bytes:
 def _encode_bind(body: Bind) -> bytes:
     if len(body.children) > 0xFFFF:
         raise LocalProtocolError(f"a BIND holds at most 65535 children, not {len(body.children)}")
-    index, contents = [struct.pack(">H", len(body.children))], []
+    index, contents = [struct.pack(">H", len(body.children))], list[Buffer]()
     for child in body.children:
         content = _encode_body(child.body)
         content = b"".join(content) if isinstance(content, tuple) else content
@@ -190,11 +196,11 @@ def _parse_bind(content: memoryview) -> Bind:
     kinds = list(_CHILD.iter_unpack(content[2:end]))
     table = 2 + int.from_bytes(content[end : end + 2])
     names, _ = control.parse_names(bytes(content[end : end + table]), count, "BIND")
-    at, children = end + table, []
+    at, children = end + table, list[BindChild]()
     for (kind, size), name in zip(kinds, names, strict=True):
         if at + size + size % 2 > len(content):
             fault(f"BIND: child {name!r} of {size} bytes leaves the body of {len(content)}")
-        type_name = text_of(kind)
+        type_name = parse_type_name(kind)
         piece = content[at : at + size]
         body = Raw("BIND", bytes(piece)) if type_name == "BIND" else _parse_body(type_name, piece)
         children.append(BindChild(name, body))

@@ -18,12 +18,13 @@ from navsrv.wire.openigtlink.fields import (
     ASCII,
     Buffer,
     FloatArray,
-    count_elements,
     encode_text,
     fault,
     field_of,
     frozen,
     need,
+    need_elements,
+    need_text_cap,
     parse_text,
     settle,
     text_of,
@@ -190,6 +191,7 @@ class Query:
 
 
 def encode_status(body: Status) -> bytes:
+    """Return the content of a STATUS."""
     if "\0" in body.message:
         raise LocalProtocolError("the text of a STATUS cannot hold a null")
     return _STATUS.pack(body.code, body.subcode, field_of(body.error_name, 20, "error name")) + (
@@ -198,6 +200,7 @@ def encode_status(body: Status) -> bytes:
 
 
 def parse_status(content: Buffer) -> Status:
+    """Return the STATUS of its content."""
     if len(content) < _STATUS.size:
         fault(f"STATUS: {len(content)} bytes of content where at least {_STATUS.size} belong")
     code, subcode, name = _STATUS.unpack_from(content)
@@ -205,6 +208,7 @@ def parse_status(content: Buffer) -> Status:
 
 
 def encode_string(body: String) -> bytes:
+    """Return the content of a STRING."""
     raw, encoding = encode_text(body.text, body.encoding)
     if len(raw) > 0xFFFF:
         raise LocalProtocolError(f"a STRING holds at most 65535 bytes, not {len(raw)}")
@@ -212,6 +216,7 @@ def encode_string(body: String) -> bytes:
 
 
 def parse_string(content: Buffer) -> String:
+    """Return the STRING of its content."""
     if len(content) < _STRING.size:
         fault(f"STRING: {len(content)} bytes of content where at least {_STRING.size} belong")
     encoding, length = _STRING.unpack_from(content)
@@ -220,12 +225,14 @@ def parse_string(content: Buffer) -> String:
 
 
 def encode_sensor(body: Sensor) -> bytes:
+    """Return the content of a SENSOR."""
     if body.values.size > 255:
         raise LocalProtocolError(f"a SENSOR holds at most 255 readings, not {body.values.size}")
     return _SENSOR.pack(body.values.size, body.status, body.unit) + body.values.astype(">f8").tobytes()
 
 
 def parse_sensor(content: Buffer) -> Sensor:
+    """Return the SENSOR of its content."""
     if len(content) < _SENSOR.size:
         fault(f"SENSOR: {len(content)} bytes of content where at least {_SENSOR.size} belong")
     count, status, unit = _SENSOR.unpack_from(content)
@@ -234,25 +241,30 @@ def parse_sensor(content: Buffer) -> Sensor:
 
 
 def encode_command(body: Command) -> bytes:
+    """Return the content of a COMMAND."""
     raw, encoding = encode_text(body.text, body.encoding)
     return _COMMAND.pack(body.command_id, field_of(body.name, 128, "command name"), encoding, len(raw)) + raw
 
 
 def parse_command(content: Buffer, type_name: str = "COMMAND") -> Command:
+    """Return the COMMAND of its content."""
     if len(content) < _COMMAND.size:
         fault(f"{type_name}: {len(content)} bytes of content where at least {_COMMAND.size} belong")
     command_id, name, encoding, length = _COMMAND.unpack_from(content)
     need(content, _COMMAND.size + length, type_name)
+    need_text_cap(length, type_name)
     text, encoding = parse_text(bytes(content[_COMMAND.size :]), encoding)
     return Command(command_id, text_of(name), text, encoding, type_name)
 
 
 def encode_capability(body: Capability) -> bytes:
+    """Return the content of a CAPABILITY."""
     return b"".join(field_of(name, 12, "type name").ljust(12, b"\0") for name in body.types)
 
 
 def parse_capability(content: Buffer) -> Capability:
-    count_elements(content, 12, "CAPABILITY")
+    """Return the CAPABILITY of its content."""
+    need_elements(content, 12, "CAPABILITY")
     return Capability(tuple(text_of(bytes(content[at : at + 12])) for at in range(0, len(content), 12)))
 
 
@@ -265,6 +277,7 @@ def encode_children(children: tuple[tuple[str, str], ...]) -> bytes:
 
 
 def parse_children(content: bytes, what: str) -> tuple[tuple[str, str], ...]:
+    """Return the children that a GET_BIND or STT_BIND asks for."""
     if len(content) < 2:
         fault(f"{what}: {len(content)} bytes where a count of children belongs")
     count = int.from_bytes(content[:2])
@@ -298,6 +311,7 @@ def parse_names(content: bytes, count: int, what: str) -> tuple[tuple[str, ...],
 
 
 def encode_query(body: Query) -> bytes:
+    """Return the content of a query."""
     if body.data:
         return body.data
     match body.verb:
@@ -315,6 +329,7 @@ def encode_query(body: Query) -> bytes:
 
 
 def parse_query(content: Buffer, type_name: str) -> Query:
+    """Return the query of its content."""
     raw = bytes(content)
     verb, subject = type_name[:3], type_name[4:]
     if not raw:

@@ -23,6 +23,10 @@ LATIN_1: Final = 4
 UTF_8: Final = 106
 """Character sets by their IANA MIBenum number."""
 
+MOST_ELEMENTS: Final = 65_535
+MOST_TEXT_BYTES: Final = 4 * 1024 * 1024
+"""Bounds on what becomes many objects or wide characters: without them a body within the cap could grow eightfold."""
+
 SCALARS: Final[dict[int, np.dtype[Any]]] = {
     2: np.dtype(np.int8),
     3: np.dtype(np.uint8),
@@ -47,12 +51,17 @@ def need(content: Buffer, size: int, what: str) -> None:
         fault(f"{what}: {len(content)} bytes of content where {size} belong")
 
 
-def count_elements(content: Buffer, element: int, what: str) -> int:
-    """Return how many elements of ``element`` bytes fill ``content``; a rest is a fault."""
+def need_elements(content: Buffer, element: int, what: str) -> None:
+    """Raise unless a whole number of elements of ``element`` bytes, and not too many, fill ``content``."""
     count, rest = divmod(len(content), element)
-    if rest:
-        fault(f"{what}: {len(content)} bytes of content are no whole number of {element}-byte elements")
-    return count
+    if rest or count > MOST_ELEMENTS:
+        fault(f"{what}: {len(content)} bytes of content are not 0 to {MOST_ELEMENTS} elements of {element} bytes")
+
+
+def need_text_cap(size: int, what: str) -> None:
+    """Raise when a peer's text is longer than is ever read."""
+    if size > MOST_TEXT_BYTES:
+        fault(f"{what}: {size} bytes of text; at most {MOST_TEXT_BYTES} are read")
 
 
 def text_of(field: bytes) -> str:
@@ -65,7 +74,7 @@ def text_of(field: bytes) -> str:
 
 
 def field_of(text: str, width: int, what: str) -> bytes:
-    """Return ``text`` in UTF-8 for a fixed-width field (the caller's struct pads with nulls); refuse what does not fit."""
+    """Return ``text`` in UTF-8 for a field that the caller pads with nulls; refuse what does not fit."""
     raw = text.encode()
     if len(raw) > width or b"\0" in raw:
         raise LocalProtocolError(f"{what} {text!r} does not fit: at most {width} bytes of UTF-8 without a null")

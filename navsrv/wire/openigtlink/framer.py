@@ -1,8 +1,8 @@
 """Owns the cutting of a byte stream into messages: bytes in, messages out, no sockets.
 
 A framer is ready, gathers the rest of one message, or is broken.  It never looks for a next message after a fault: the
-connection's bytes mean nothing any more, and a guess could pass a wrong pose as a right one.  What is gathered never exceeds
-one message, whose size is refused before its first byte is kept, and grows only with the bytes that really came.
+connection's bytes mean nothing any more, and a guess could pass a wrong pose as a right one.  What is gathered never
+exceeds one message, whose size is judged before its first byte is kept, and grows only with the bytes that came.
 """
 
 from __future__ import annotations

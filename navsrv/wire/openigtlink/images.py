@@ -1,13 +1,13 @@
 """Owns the bodies that carry arrays of voxels and numbers: IMAGE and NDARRAY.
 
-The wire places an IMAGE by the middle of the *whole* volume and three vectors of one voxel's length, and may send a box of
-it (the sub-volume).  ``Image.matrix`` places the voxels that came: it maps (i, j, k, 1) of ``Image.voxels`` to mm.  With
-columns ``t s n`` of the wire, its middle ``p``, extents ``r`` and the box's first voxel ``d``::
+The wire places an IMAGE by the middle of the *whole* volume and three vectors of one voxel's length, and may send a box
+of it (the sub-volume).  ``Image.matrix`` places the voxels that came: it maps (i, j, k, 1) of ``Image.voxels`` to mm.
+With columns ``t s n`` of the wire, its middle ``p``, extents ``r`` and the box's first voxel ``d``::
 
     origin = p + [t s n] (d - (r - 1) / 2)
 
-so that the middle is that of the voxels' centres, which is what 3D Slicer and pyigtl take it to be.  The numbers stay in
-the anatomical convention that the message names (RAS or LPS): nothing is flipped here.
+so that the middle is that of the voxels' centres, which is what 3D Slicer and pyigtl take it to be.  The numbers stay
+in the anatomical convention that the message names (RAS or LPS): nothing is flipped but on demand.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Image:
     coordinate : "RAS" or "LPS"
     endian : "little" or "big"
         Byte order of the voxels on the wire.
-    dims : (i, j, k) or None
-        Extent of the whole volume; None for that of ``voxels``.
+    dims : (i, j, k)
+        Extent of the whole volume; left at zero it is that of ``voxels``.
     offset : (i, j, k)
         Where the first voxel of ``voxels`` lies in the whole volume.
     """
@@ -72,7 +72,7 @@ class Image:
     matrix: FloatArray
     coordinate: Literal["RAS", "LPS"] = "LPS"
     endian: Literal["little", "big"] = "little"
-    dims: tuple[int, int, int] = None  # type: ignore[assignment]  # filled below
+    dims: tuple[int, int, int] = (0, 0, 0)
     offset: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Image:
         settle(self, "matrix", frozen(self.matrix, (4, 4), "matrix"))
         if self.voxels.ndim not in (3, 4):
             raise LocalProtocolError(f"voxels has shape {self.voxels.shape} where (k, j, i) or (k, j, i, c) belongs")
-        if self.dims is None:
+        if self.dims == (0, 0, 0):
             settle(self, "dims", self.size)
         box = zip(self.size, self.offset, self.dims, strict=True)
         if any(n < 0 or n + first > extent for n, first, extent in box):
@@ -147,6 +147,7 @@ def encode_image(body: Image) -> tuple[Buffer, ...]:
 
 
 def parse_image(content: Buffer) -> Image:
+    """Return the IMAGE of its content."""
     if len(content) < _IMAGE.size:
         fault(f"IMAGE: {len(content)} bytes of content where at least {_IMAGE.size} belong")
     version, components, scalar, endian, coordinate, *numbers = _IMAGE.unpack_from(content)
@@ -170,12 +171,14 @@ def parse_image(content: Buffer) -> Image:
 
 
 def encode_ndarray(body: NdArray) -> tuple[Buffer, ...]:
+    """Return the content of an NDARRAY."""
     values = body.values
     code = _COMPLEX if values.dtype == np.complex128 else scalar_code(values.dtype, "NDARRAY")
     return struct.pack(f">BB{values.ndim}H", code, values.ndim, *values.shape), _bytes_of(values, ">")
 
 
 def parse_ndarray(content: Buffer) -> NdArray:
+    """Return the NDARRAY of its content."""
     if len(content) < 2:
         fault(f"NDARRAY: {len(content)} bytes of content where at least 2 belong")
     scalar, axes = content[0], content[1]

@@ -1,7 +1,7 @@
 """Owns the envelope: header, metadata, and the message around a body.
 
-A message is a value: who sent it (``device``), when by the sender's clock (``timestamp``, raw), what (``body``) and what is
-said about it (``metadata``).  Reading and writing bytes is the codec's.
+A message is a value: who sent it (``device``), when by the sender's clock (``timestamp``, raw), what (``body``), and
+what is said about it (``metadata``).  Reading and writing bytes is the codec's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import ClassVar, Final
 from navsrv.wire.openigtlink.control import Capability, Command, Query, Sensor, Status, String
 from navsrv.wire.openigtlink.fields import ASCII, Buffer, fault, field_of, text_of
 from navsrv.wire.openigtlink.images import Image, NdArray
+from navsrv.wire.openigtlink.listings import ColorTable, ImageMeta, LabelMeta, VideoMeta
+from navsrv.wire.openigtlink.points import Point, Trajectory
 from navsrv.wire.openigtlink.poses import Position, QTData, TData, Transform
+from navsrv.wire.openigtlink.surfaces import PolyData
 from navsrv.wire.openigtlink.timestamps import ns_from_timestamp
 
 HEADER_SIZE: Final = 58
@@ -37,7 +40,7 @@ class Header:
         version, kind, device, timestamp, body_size, crc = _HEADER.unpack_from(data, at)
         if version not in (1, 2):
             fault(f"header version {version}; known are 1 and 2")
-        type_name = _TYPE_NAMES.get(kind) or _parse_type_name(kind)
+        type_name = _TYPE_NAMES.get(kind) or parse_type_name(kind)
         return cls(version, type_name, text_of(device), timestamp, body_size, crc)
 
     def encode(self) -> bytes:
@@ -52,8 +55,9 @@ _TYPE_NAMES: Final = {
 """The usual names, so that a pose costs no decoding."""
 
 
-def _parse_type_name(kind: bytes) -> str:
-    raw = kind.rstrip(b"\0")
+def parse_type_name(kind: bytes) -> str:
+    """Return the message type of its 12-byte field; refuse what is no name."""
+    raw = kind.partition(b"\0")[0]
     if not raw or not raw.isascii() or not raw.decode("ascii").isprintable():
         fault(f"message type {kind!r} is no name")
     return raw.decode("ascii")
@@ -61,7 +65,7 @@ def _parse_type_name(kind: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """One key and value.  ``value`` is bytes where ``encoding`` (IANA MIBenum) is not text known here, or does not hold."""
+    """One key and value; bytes where ``encoding`` (IANA MIBenum) is unknown here or not what the value is in."""
 
     key: str
     value: str | bytes
@@ -102,6 +106,13 @@ Body = (
     | Sensor
     | Image
     | NdArray
+    | Point
+    | Trajectory
+    | PolyData
+    | ColorTable
+    | ImageMeta
+    | LabelMeta
+    | VideoMeta
     | Command
     | Capability
     | Query

@@ -15,11 +15,11 @@ from navsrv.kernel.errors import LocalProtocolError
 from navsrv.wire.openigtlink.fields import (
     Buffer,
     FloatArray,
-    count_elements,
     fault,
     field_of,
     frozen,
     need,
+    need_elements,
     settle,
     text_of,
 )
@@ -69,7 +69,7 @@ class TData:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QTDataElement:
-    """One tool of a QTDATA: position (3,) in mm and quaternion (4,) in the order x, y, z, w, as sent (not normalised)."""
+    """One tool of a QTDATA: position (3,) in mm and quaternion (4,) as x, y, z, w, as sent, not normalised."""
 
     name: str
     position_mm: FloatArray
@@ -113,7 +113,7 @@ class Position:
 
     @property
     def q_unit_xyzw(self) -> FloatArray | None:
-        """The unit quaternion (4,) with w filled in as the non-negative root; None without orientation or of length 0."""
+        """The unit quaternion (4,), a w not sent filled in as the non-negative root; None without orientation."""
         if not self.q_xyzw.size:
             return None
         q = self.q_xyzw
@@ -135,22 +135,26 @@ def _matrix(v: tuple[float, ...]) -> list[list[float]]:
 
 
 def encode_transform(body: Transform) -> bytes:
+    """Return the content of a TRANSFORM."""
     return _MATRIX.pack(*_columns(body.matrix))
 
 
 def parse_transform(content: Buffer) -> Transform:
+    """Return the TRANSFORM of its content."""
     need(content, _MATRIX.size, "TRANSFORM")
     return Transform(_matrix(_MATRIX.unpack(content)))  # type: ignore[arg-type]  # made an array there, once
 
 
 def encode_tdata(body: TData) -> bytes:
+    """Return the content of a TDATA."""
     return b"".join(
         _TDATA.pack(field_of(e.name, 20, "tool name"), e.kind, e.reserved, *_columns(e.matrix)) for e in body.elements
     )
 
 
 def parse_tdata(content: Buffer) -> TData:
-    count_elements(content, _TDATA.size, "TDATA")
+    """Return the TDATA of its content."""
+    need_elements(content, _TDATA.size, "TDATA")
     return TData(
         tuple(
             TDataElement(text_of(name), _matrix(tuple(numbers)), kind, reserved)  # type: ignore[arg-type]
@@ -160,6 +164,7 @@ def parse_tdata(content: Buffer) -> TData:
 
 
 def encode_qtdata(body: QTData) -> bytes:
+    """Return the content of a QTDATA."""
     return b"".join(
         _QTDATA.pack(field_of(e.name, 20, "tool name"), e.kind, e.reserved, *e.position_mm, *e.q_xyzw)
         for e in body.elements
@@ -167,7 +172,8 @@ def encode_qtdata(body: QTData) -> bytes:
 
 
 def parse_qtdata(content: Buffer) -> QTData:
-    count_elements(content, _QTDATA.size, "QTDATA")
+    """Return the QTDATA of its content."""
+    need_elements(content, _QTDATA.size, "QTDATA")
     return QTData(
         tuple(
             QTDataElement(text_of(name), np.array(numbers[:3]), np.array(numbers[3:]), kind, reserved)
@@ -177,10 +183,12 @@ def parse_qtdata(content: Buffer) -> QTData:
 
 
 def encode_position(body: Position) -> bytes:
+    """Return the content of a POSITION."""
     return struct.pack(f">{3 + body.q_xyzw.size}f", *body.position_mm, *body.q_xyzw)
 
 
 def parse_position(content: Buffer) -> Position:
+    """Return the POSITION of its content."""
     if len(content) not in (12, 24, 28):
         fault(f"POSITION: {len(content)} bytes of content where 12, 24 or 28 belong")
     numbers = struct.unpack(f">{len(content) // 4}f", content)
