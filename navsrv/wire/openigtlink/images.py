@@ -130,7 +130,7 @@ def encode_image(body: Image) -> tuple[Buffer, ...]:
         raise LocalProtocolError(f"IMAGE: {body.components} components where 1 to 255 belong")
     steps = body.matrix[:3, :3]
     half = (np.array(body.dims) - 1) / 2.0
-    middle = body.matrix[:3, 3] + steps @ (half - np.array(body.offset))
+    middle = body.matrix[:3, 3] + _times(steps, half - np.array(body.offset))
     head = _IMAGE.pack(
         1,
         body.components,
@@ -166,7 +166,7 @@ def parse_image(content: Buffer) -> Image:
     voxels = _array_of(content, _IMAGE.size, dtype, shape)
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(steps).reshape(3, 3).T
-    matrix[:3, 3] = np.array(middle) + matrix[:3, :3] @ (np.array(offset) - (np.array(dims) - 1) / 2.0)
+    matrix[:3, 3] = np.array(middle) + _times(matrix[:3, :3], np.array(offset) - (np.array(dims) - 1) / 2.0)
     return Image(voxels, matrix, _COORDINATES[coordinate], _ENDIANS[endian], dims, offset)
 
 
@@ -196,6 +196,13 @@ def parse_ndarray(content: Buffer) -> NdArray:
     if not count and math.prod(extent or 1 for extent in shape) >> 56:
         fault(f"NDARRAY: no array has the extents {shape}")
     return NdArray(_array_of(content, head, dtype, shape if axes else (0,)))
+
+
+def _times(steps: FloatArray, index: FloatArray) -> FloatArray:
+    """Return ``steps @ index``; a peer's infinite or undefined numbers go through in silence, for others to judge."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product: FloatArray = steps @ index
+    return product
 
 
 def _array_of(content: Buffer, at: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> AnyArray:

@@ -5,6 +5,7 @@ Refuses frames and handedness: a body does not say between which frames it maps;
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -120,7 +121,7 @@ class Position:
         if q.size == 3:
             q = np.append(q, np.sqrt(max(0.0, 1.0 - float(q @ q))))
         length = float(np.linalg.norm(q))
-        return q / length if length > 0.0 else None
+        return q / length if 0.0 < length < math.inf else None
 
 
 def _columns(m: FloatArray) -> tuple[float, ...]:
