@@ -1,0 +1,98 @@
+// Owns: the registration card, and the large panel that asks the operator to judge a proposed registration.
+// The operator decides: a verdict is shown, never acted on here.
+
+import { formatAge } from "./alarms.js";
+import { isNumber, mm } from "./rows.js";
+
+const VERDICTS = {
+  accept: "The check agrees",
+  doubt: "The check is in doubt: look closely",
+  refuse: "The check refuses this registration",
+};
+
+export class RegistrationView {
+  /** `command(op, args)` returns a promise that rejects with the server's words. */
+  constructor({ card, panel }, command) {
+    this.line = card.querySelector(".registration-line");
+    this.detail = card.querySelector(".registration-detail");
+    this.card = card;
+    this.panel = panel;
+    this.command = command;
+    this.proposed = null;
+    this.id = null;
+    this.state = null;
+  }
+
+  update(view) {
+    const registration = view.fault ? null : view.frame.registration;
+    this.id = registration?.id ?? null;
+    this.state = registration?.state ?? null;
+    this.card.dataset.state = registration?.state ?? "unknown";
+    setText(this.line, registration ? headline(registration) : "–");
+    setText(this.detail, registration ? details(registration) : "");
+    const proposed = registration?.state === "proposed" ? registration.id : null;
+    if (proposed !== this.proposed) this.showProposal(proposed, registration);
+    if (proposed !== null) setText(this.panel.querySelector(".proposal-detail"), details(registration));
+  }
+
+  showProposal(id, registration) {
+    this.proposed = id;
+    this.panel.hidden = id === null;
+    if (id === null) {
+      this.panel.replaceChildren();
+      return;
+    }
+    this.panel.innerHTML = `
+      <header><h2>Proposed registration</h2><span class="proposal-method"></span></header>
+      <div class="proposal-picture"><img alt="The moving image in colour over the CT"></div>
+      <p class="proposal-verdict"></p>
+      <p class="proposal-detail"></p>
+      <p class="proposal-error" hidden></p>
+      <div class="proposal-buttons"><button type="button" class="reject">Reject</button><button type="button" class="accept">Accept</button></div>`;
+    const at = (selector) => this.panel.querySelector(selector);
+    at(".proposal-method").textContent = methodName(registration.method);
+    at(".proposal-verdict").textContent = VERDICTS[registration.verdict] ?? `Verdict: ${registration.verdict}`;
+    at(".proposal-verdict").dataset.verdict = registration.verdict;
+    const picture = at("img");
+    picture.onerror = () => at(".proposal-picture").replaceChildren("The picture could not be loaded: do not accept without it");
+    picture.src = `/api/registration/${encodeURIComponent(id)}/overlay`;
+    at(".accept").onclick = () => this.decide("accept_registration", id);
+    at(".reject").onclick = () => this.decide("reject_registration", id);
+  }
+
+  async decide(op, id) {
+    const buttons = this.panel.querySelectorAll("button");
+    const error = this.panel.querySelector(".proposal-error");
+    buttons.forEach((button) => (button.disabled = true));
+    error.hidden = true;
+    try {
+      await this.command(op, { id });
+    } catch (problem) {
+      error.hidden = false;
+      error.textContent = `Not done: ${problem.message}`;
+    }
+    // The panel goes when a frame says that the registration is no longer proposed, not when the command returns.
+    buttons.forEach((button) => (button.disabled = false));
+  }
+}
+
+function headline({ method, state }) {
+  return state === "none" ? "None" : `${methodName(method)} · ${state}`;
+}
+
+function details({ state, verdict, tre_mm, age_s }) {
+  if (state === "none") return "";
+  const parts = [];
+  if (isNumber(tre_mm)) parts.push(`error at target ${mm(tre_mm)} mm`);
+  if (verdict) parts.push(`verdict ${verdict}`);
+  if (isNumber(age_s)) parts.push(`${formatAge(age_s)} old`);
+  return parts.join(" · ");
+}
+
+function methodName(method) {
+  return { cbct: "CBCT to CT", landmarks: "Landmarks", surface: "Surface", fluoro: "Fluoroscopy" }[method] ?? method ?? "–";
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
