@@ -101,6 +101,7 @@ class GuidanceFrame(msgspec.Struct, gc=False):
     tool: str
     tip_ct_mm: tuple[float, float, float] | None
     axis_ct: tuple[float, float, float] | None
+    q_wxyz_ct_from_tip: tuple[float, float, float, float] | None
     structures: list[StructureRow]
     trajectory: TrajectoryState | None
     zone: ZoneState | None

@@ -14,13 +14,15 @@ from typing import Any, Final
 from navsrv.kernel.errors import LocalProtocolError
 from navsrv.wire.openigtlink import control, images, listings, points, poses, surfaces
 from navsrv.wire.openigtlink.crc64 import crc64
-from navsrv.wire.openigtlink.fields import ASCII, LATIN_1, UTF_8, Buffer, fault, field_of, need, need_text_cap, text_of
+from navsrv.wire.openigtlink.fields import ASCII, LATIN_1, UTF_8, Buffer, fault, field_of, need, need_small, text_of
 from navsrv.wire.openigtlink.messages import Bind, BindChild, Body, Header, Message, Metadata, Raw, parse_type_name
 
 _EXTENDED: Final = struct.Struct(">HHII")
 _ITEM: Final = struct.Struct(">HHI")
 _CHILD: Final = struct.Struct(">12sQ")
 _QUERY_PREFIXES: Final = ("GET_", "STT_", "STP_", "RTS_")
+_ARRAYS: Final = frozenset({"IMAGE", "NDARRAY", "POLYDATA"})
+"""Bodies that may be as large as the connection allows."""
 _JOIN_BELOW: Final = 1 << 16
 """Bodies smaller than this are joined before the check sum; larger ones are summed piece by piece and copied once."""
 
@@ -119,6 +121,8 @@ def _encode_body(body: Body) -> bytes | tuple[Buffer, ...]:
 def _parse_body(type_name: str, content: memoryview) -> Body:
     codec = _CODECS.get(type_name)
     if codec is not None and (content or type_name in _MAY_BE_EMPTY):
+        if type_name not in _ARRAYS:
+            need_small(len(content), type_name)
         return codec[1](content)
     if type_name == "BIND" and content:
         return _parse_bind(content)
@@ -145,7 +149,7 @@ def _encode_metadata(items: tuple[Metadata, ...]) -> tuple[bytes, bytes]:
 
 def _parse_metadata(block: memoryview, index_size: int, text_size: int) -> tuple[Metadata, ...]:
     """Return the items of the index and text at the end of a body; both must be exactly as long as the index says."""
-    need_text_cap(text_size, "metadata")
+    need_small(text_size, "metadata")
     count = int.from_bytes(block[:2])
     if index_size != 2 + _ITEM.size * count:
         fault(f"metadata: an index of {index_size} bytes cannot hold {count} items")
@@ -197,6 +201,7 @@ def _parse_bind(content: memoryview) -> Bind:
     table = 2 + int.from_bytes(content[end : end + 2])
     names, _ = control.parse_names(bytes(content[end : end + table]), count, "BIND")
     at, children = end + table, list[BindChild]()
+    need_small(at + sum(size for kind, size in kinds if text_of(kind) not in _ARRAYS), "BIND")
     for (kind, size), name in zip(kinds, names, strict=True):
         if at + size + size % 2 > len(content):
             fault(f"BIND: child {name!r} of {size} bytes leaves the body of {len(content)}")

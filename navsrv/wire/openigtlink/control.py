@@ -24,7 +24,6 @@ from navsrv.wire.openigtlink.fields import (
     frozen,
     need,
     need_elements,
-    need_text_cap,
     parse_text,
     settle,
     text_of,
@@ -252,7 +251,6 @@ def parse_command(content: Buffer, type_name: str = "COMMAND") -> Command:
         fault(f"{type_name}: {len(content)} bytes of content where at least {_COMMAND.size} belong")
     command_id, name, encoding, length = _COMMAND.unpack_from(content)
     need(content, _COMMAND.size + length, type_name)
-    need_text_cap(length, type_name)
     text, encoding = parse_text(bytes(content[_COMMAND.size :]), encoding)
     return Command(command_id, text_of(name), text, encoding, type_name)
 

@@ -23,9 +23,9 @@ LATIN_1: Final = 4
 UTF_8: Final = 106
 """Character sets by their IANA MIBenum number."""
 
-MOST_ELEMENTS: Final = 65_535
-MOST_TEXT_BYTES: Final = 4 * 1024 * 1024
-"""Bounds on what becomes many objects or wide characters: without them a body within the cap could grow eightfold."""
+MOST_SMALL_BYTES: Final = 1024 * 1024
+"""The most of a peer's lists and texts that is ever read: as objects and wide characters they grow up to tenfold, and
+take time.  Arrays (IMAGE, NDARRAY, POLYDATA) and bodies of unknown types are bounded by the connection's cap alone."""
 
 SCALARS: Final[dict[int, np.dtype[Any]]] = {
     2: np.dtype(np.int8),
@@ -52,16 +52,15 @@ def need(content: Buffer, size: int, what: str) -> None:
 
 
 def need_elements(content: Buffer, element: int, what: str) -> None:
-    """Raise unless a whole number of elements of ``element`` bytes, and not too many, fill ``content``."""
-    count, rest = divmod(len(content), element)
-    if rest or count > MOST_ELEMENTS:
-        fault(f"{what}: {len(content)} bytes of content are not 0 to {MOST_ELEMENTS} elements of {element} bytes")
+    """Raise unless a whole number of elements of ``element`` bytes fills ``content``."""
+    if len(content) % element:
+        fault(f"{what}: {len(content)} bytes of content are no whole number of elements of {element} bytes")
 
 
-def need_text_cap(size: int, what: str) -> None:
-    """Raise when a peer's text is longer than is ever read."""
-    if size > MOST_TEXT_BYTES:
-        fault(f"{what}: {size} bytes of text; at most {MOST_TEXT_BYTES} are read")
+def need_small(size: int, what: str) -> None:
+    """Raise when lists or texts are longer than is ever read."""
+    if size > MOST_SMALL_BYTES:
+        fault(f"{what}: {size} bytes of lists and texts; at most {MOST_SMALL_BYTES} are read")
 
 
 def text_of(field: bytes) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsrv.kernel.errors import LocalProtocolError
-from navsrv.wire.openigtlink.fields import MOST_ELEMENTS, Buffer, fault, field_of, frozen, need, settle, text_of
+from navsrv.wire.openigtlink.fields import Buffer, fault, field_of, frozen, need, settle, text_of
 
 _HEAD: Final = struct.Struct(">10I")
 _ATTRIBUTE: Final = struct.Struct(">BBI")
 _FIXED_COMPONENTS: Final = {1: 3, 2: 3, 3: 9, 4: 4}
 """Components of vectors, normals, tensors and colours (low four bits of ``kind``)."""
 
+_MOST_ATTRIBUTES: Final = 1024
 _KINDS: Final = ("vertices", "lines", "polygons", "triangle_strips")
 
 
@@ -128,7 +129,7 @@ def parse_polydata(content: Buffer) -> PolyData:
         fault(f"POLYDATA: {len(content)} bytes of content where at least {_HEAD.size} belong")
     points, *counts, attributes = _HEAD.unpack_from(content)
     at = _HEAD.size + 12 * points + sum(counts[1::2])
-    if at + _ATTRIBUTE.size * attributes > len(content) or attributes > MOST_ELEMENTS:
+    if at + _ATTRIBUTE.size * attributes > len(content) or attributes > _MOST_ATTRIBUTES:
         fault(f"POLYDATA: {points} points, {sum(counts[1::2])} bytes of cells and {attributes} attributes do not fit")
     points_mm = np.frombuffer(content, ">f4", 3 * points, _HEAD.size).reshape(-1, 3)
     start, cells = _HEAD.size + 12 * points, {}

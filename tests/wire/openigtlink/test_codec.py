@@ -193,13 +193,20 @@ def test_surface_of_triangles() -> None:
         (frame("TRANSFORM", bytes(49)), "49 bytes of content where 48"),
         (frame("POSITION", bytes(20)), "12, 24 or 28"),
         (frame("TDATA", bytes(71)), "elements of 70 bytes"),
-        (frame("QTDATA", bytes(50 * 65_536)), "0 to 65535 elements"),
+        (frame("QTDATA", bytes(50 * 20_972)), "1048600 bytes of lists and texts"),
+        (
+            frame("BIND", struct.pack(">H12sQH", 1, b"TDATA", 1 << 20, 2) + b"a\0" + bytes(1 << 20)),
+            "of lists and texts",
+        ),
         (frame("STATUS", bytes(29)), "at least 30"),
         (frame("STRING", b"\0\3\xff\xffabc"), "7 bytes of content where 65539"),
         (frame("STRING", b"\0\3"), "at least 4"),
         (frame("SENSOR", b"\xff" + bytes(9)), "10 bytes of content where 2050"),
         (frame("COMMAND", bytes(134) + b"\xff\xff\xff\xff"), "4294967433 belong"),
-        (frame("COMMAND", bytes(134) + struct.pack(">I", 1 << 23) + bytes(1 << 23)), "bytes of text; at most"),
+        (
+            frame("COMMAND", bytes(134) + struct.pack(">I", 1 << 23) + bytes(1 << 23)),
+            "bytes of lists and texts; at most",
+        ),
         (frame("CAPABILITY", bytes(13)), "elements of 12 bytes"),
         (frame("NDARRAY", b"\x0b\x02\xff\xff\xff\xff"), "34358689806 belong"),
         (frame("NDARRAY", b"\x0b\xff\0\1"), "255 axes"),
@@ -215,7 +222,7 @@ def test_surface_of_triangles() -> None:
         (frame("COLORT", b"\3\3" + bytes(255)), "no colour table"),
         (frame("IMGMETA", bytes(259)), "elements of 260 bytes"),
         (frame("BIND", b"\xff\xff"), "65535 children do not fit"),
-        (frame("BIND", struct.pack(">H12sQH", 1, b"STRING", 1 << 63, 2) + b"a\0"), "leaves the body"),
+        (frame("BIND", struct.pack(">H12sQH", 1, b"IMAGE", 1 << 63, 2) + b"a\0"), "leaves the body"),
         (frame("BIND", struct.pack(">H12sQH", 1, b"STRING", 0, 3) + b"ab\0"), "table of names"),
         (frame("BIND", struct.pack(">H12sQH", 1, b"STRING", 0, 2) + b"ab"), "1 null-ended names"),
         (frame("BIND", struct.pack(">H12sQH", 1, b"GET_STRING", 0, 2) + b"a\0junk"), "BIND: 30 bytes"),
@@ -234,6 +241,7 @@ def test_surface_of_triangles() -> None:
         (frame("\x07", b""), "is no name"),
         (frame("", b""), "is no name"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refuses_lengths_counts_and_codes_that_cannot_be(raw: bytes, reason: str) -> None:
     assert reason in refusal(raw)
