@@ -1,0 +1,379 @@
+"""Owns the story of one insertion: where the needle truly is at any time, as a pure function.
+
+Along the plan, off it towards a structure until the true clearance is a few millimetres, back, out of sight, and on to
+the target.  Distances come from a ``Clearance`` that shares no code with the server.  Refuses clocks and sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+
+from navsrv.anatomy.case import Case, Kind
+from navsrv.kernel.errors import InputError
+from navsrv.kernel.frames import CT, TIP, Array, Rigid
+from simulators.world.scene import Stream, stream
+
+Clearance = Callable[[Array, Array], Array]
+"""``(tips_mm (N, 3), hubs_mm (N, 3)) -> (N,)``: true signed distance of tip and shaft, whichever is smaller."""
+
+HOVER_MM: Final = 70.0
+GRIP_MM: Final = 60.0
+"""The hand turns the needle about a point this far above the skin along the plan."""
+APPROACH_MM_S: Final = 25.0
+DRIFT_MM_S: Final = 4.0
+WITHDRAW_MM_S: Final = 6.0
+ADVANCE_MM_S: Final = (5.0, 8.0)
+STORY_S: Final = 42.0
+OCCLUDED_S: Final = 2.0
+AT_TARGET_S: Final = 2.0
+ACCELERATION_MM_S2: Final = 25.0
+TREMOR_RMS_MM: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Needle:
+    """The instrument: shaft length and radius (mm)."""
+
+    length_mm: float = 150.0
+    radius_mm: float = 0.75
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeedlePlan:
+    """The straight way from the skin to the target, in CT LPS mm."""
+
+    entry_ct_mm: Array
+    target_ct_mm: Array
+
+    def __post_init__(self) -> None:
+        if not 20.0 <= self.depth_mm <= 250.0:
+            raise InputError(f"plan: depth {self.depth_mm:.1f} mm; expected 20 to 250 mm from entry to target")
+
+    @property
+    def depth_mm(self) -> float:
+        """Length of the plan (mm)."""
+        return float(np.linalg.norm(self.target_ct_mm - self.entry_ct_mm))
+
+    @property
+    def direction(self) -> Array:
+        """Unit vector from entry to target."""
+        result: Array = (self.target_ct_mm - self.entry_ct_mm) / self.depth_mm
+        return result
+
+    def point(self, depth_mm: float) -> Array:
+        """Return the point (3,) of the plan at a depth below the skin; negative above it."""
+        result: Array = self.entry_ct_mm + depth_mm * self.direction
+        return result
+
+    def axis_at(self, tips_mm: Array) -> Array:
+        """Return the shaft's direction (N, 3) with the tip at given points: the hand stays above the entry."""
+        rel = tips_mm - self.entry_ct_mm
+        depth = rel @ self.direction
+        lateral = rel - depth[:, None] * self.direction
+        axis = (np.maximum(depth, 0.0) + GRIP_MM)[:, None] * self.direction + lateral
+        result: Array = axis / np.linalg.norm(axis, axis=1, keepdims=True)
+        return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """Where the needle goes wrong.
+
+    Attributes
+    ----------
+    structure : str
+    leave_depth_mm : float
+        Depth at which the tip leaves the plan.
+    closest_ct_mm : (3,)
+        The tip at its closest.
+    clearance_mm : float
+        True clearance there, without tremor.
+    """
+
+    structure: str
+    leave_depth_mm: float
+    closest_ct_mm: Array
+    clearance_mm: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """The truth at one time."""
+
+    T_ct_from_tip: Rigid
+    visible: bool
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Leg:
+    """A straight piece of the tip's way, with a trapezoid of speed; a stay where both ends are equal."""
+
+    phase: str
+    start_mm: Array
+    end_mm: Array
+    speed_mm_s: float
+    visible: bool
+    duration_s: float
+
+    def at(self, t_s: float) -> Array:
+        length = float(np.linalg.norm(self.end_mm - self.start_mm))
+        if length == 0.0:
+            return self.start_mm
+        ramp = self.duration_s - length / self.speed_mm_s
+        t = min(max(t_s, 0.0), self.duration_s)
+        if t < ramp:
+            s = 0.5 * self.speed_mm_s * t * t / ramp
+        elif t > self.duration_s - ramp:
+            s = length - 0.5 * self.speed_mm_s * (self.duration_s - t) ** 2 / ramp
+        else:
+            s = self.speed_mm_s * (t - 0.5 * ramp)
+        result: Array = self.start_mm + (self.end_mm - self.start_mm) * (s / length)
+        return result
+
+
+def _travel(phase: str, start_mm: Array, end_mm: Array, speed_mm_s: float) -> _Leg:
+    length = float(np.linalg.norm(end_mm - start_mm))
+    speed = min(speed_mm_s, float(np.sqrt(length * ACCELERATION_MM_S2)))
+    return _Leg(phase, start_mm, end_mm, speed, True, length / speed + speed / ACCELERATION_MM_S2)
+
+
+def _stay(phase: str, at_mm: Array, seconds: float, visible: bool = True) -> _Leg:
+    return _Leg(phase, at_mm, at_mm, 0.0, visible, seconds)
+
+
+def _legs(plan: NeedlePlan, drift: Drift, advance_mm_s: float, hover_s: float = 1.0) -> tuple[_Leg, ...]:
+    """Return the story, piece by piece."""
+    hover, leave, target = plan.point(-HOVER_MM), plan.point(drift.leave_depth_mm), plan.target_ct_mm
+    back = plan.point(max(drift.leave_depth_mm - 5.0, 3.0))
+    remaining = plan.depth_mm - float((back - plan.entry_ct_mm) @ plan.direction)
+    hide = back + 0.4 * remaining * plan.direction
+    return (
+        _stay("hover", hover, hover_s),
+        _travel("approach", hover, plan.entry_ct_mm, APPROACH_MM_S),
+        _stay("entry", plan.entry_ct_mm, 0.7),
+        _travel("advance", plan.entry_ct_mm, leave, advance_mm_s),
+        _travel("drift", leave, drift.closest_ct_mm, DRIFT_MM_S),
+        _stay("closest", drift.closest_ct_mm, 1.0),
+        _travel("withdraw", drift.closest_ct_mm, back, WITHDRAW_MM_S),
+        _stay("redirect", back, 1.0),
+        _travel("advance", back, hide, advance_mm_s),
+        _stay("occluded", hide, OCCLUDED_S, visible=False),
+        _stay("returned", hide, 1.0),
+        _travel("advance", hide, target, advance_mm_s),
+        _stay("target", target, AT_TARGET_S),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tremor:
+    """Slow sway and a little fast tremor of a hand, as a sum of sines: smooth, and the same for the same seed."""
+
+    hz: Array
+    phase_rad: Array
+    amplitude_mm: Array
+
+    @classmethod
+    def from_seed(cls, seed: int, rms_mm: float) -> _Tremor:
+        rng = stream(seed, Stream.TREMOR)
+        hz = np.concatenate([rng.uniform(0.3, 1.5, (3, 4)), rng.uniform(8.0, 11.0, (3, 1))], axis=1)
+        weight = np.array([1.0, 1.0, 1.0, 1.0, 0.15])
+        # A sine of amplitude a has rms a / sqrt 2; three axes add in squares.
+        amplitude = weight * rms_mm * np.sqrt(2.0 / 3.0) / np.linalg.norm(weight)
+        return cls(hz, rng.uniform(0.0, 2.0 * np.pi, hz.shape), amplitude)
+
+    def at(self, t_s: float) -> Array:
+        """Return the displacement (3,) mm."""
+        result: Array = np.sin(2.0 * np.pi * self.hz * t_s + self.phase_rad) @ self.amplitude_mm
+        return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Story:
+    """One insertion; ``at(t)`` for any t, also before the start (hover) and after the end (at the target)."""
+
+    plan: NeedlePlan
+    drift: Drift
+    seed: int
+    tremor_rms_mm: float = TREMOR_RMS_MM
+    _pieces: tuple[_Leg, ...] = field(init=False, repr=False)
+    _tremor: _Tremor = field(init=False, repr=False)
+    _roll_rad: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        speed = self._advance_speed()
+        spare = STORY_S - sum(leg.duration_s for leg in _legs(self.plan, self.drift, speed))
+        object.__setattr__(self, "_pieces", _legs(self.plan, self.drift, speed, 1.0 + min(max(spare, 0.0), 4.0)))
+        object.__setattr__(self, "_tremor", _Tremor.from_seed(self.seed, self.tremor_rms_mm))
+        object.__setattr__(self, "_roll_rad", float(stream(self.seed, Stream.TREMOR).uniform(-np.pi, np.pi)))
+
+    def _advance_speed(self) -> float:
+        """Return the advance speed (mm/s), 5 to 8, for which the story lasts closest to ``STORY_S``."""
+        speeds = np.linspace(*ADVANCE_MM_S, 31)
+        lasts = [sum(leg.duration_s for leg in _legs(self.plan, self.drift, float(v))) for v in speeds]
+        return float(speeds[int(np.argmin(np.abs(np.array(lasts) - STORY_S)))])
+
+    @property
+    def duration_s(self) -> float:
+        """How long the story lasts at speed 1."""
+        return sum(leg.duration_s for leg in self._pieces)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases in their order."""
+        return tuple(leg.phase for leg in self._pieces)
+
+    def at(self, t_s: float, hand_s: float | None = None) -> Moment:
+        """Return where the needle truly is ``t_s`` seconds after the start.
+
+        ``hand_s`` is the time of the hand's tremor, by default the same: a caller who lets the needle hover until it is
+        told to start, or who speeds the story up, gives the hand a clock of its own, so that it never jumps.
+        """
+        hand = t_s if hand_s is None else hand_s
+        left = t_s
+        for leg in self._pieces:
+            if left < leg.duration_s:
+                return self._moment(hand, leg.at(left), leg.visible, leg.phase)
+            left -= leg.duration_s
+        return self._moment(hand, self._pieces[-1].end_mm, True, "finished")
+
+    def _moment(self, hand_s: float, path_mm: Array, visible: bool, phase: str) -> Moment:
+        tip = path_mm + self._tremor.at(hand_s)
+        axis = self.plan.axis_at(tip[None])[0]
+        return Moment(Rigid(CT, TIP, rotation_along(axis, self._roll_rad), tip), visible, phase)
+
+
+def rotation_along(axis: Array, roll_rad: float = 0.0) -> Array:
+    """Return a rotation (3, 3) whose third column is the unit vector ``axis`` (3,), rolled about it.
+
+    The first column varies smoothly except where ``axis`` is along the patient's superior axis, where no needle goes.
+    """
+    side = np.cross(np.array([0.0, 0.0, 1.0]), axis)
+    norm = float(np.linalg.norm(side))
+    x = side / norm if norm > 1e-6 else np.array([1.0, 0.0, 0.0])
+    y = np.cross(axis, x)
+    c, s = np.cos(roll_rad), np.sin(roll_rad)
+    return np.stack([c * x + s * y, c * y - s * x, axis], axis=1)
+
+
+def hubs(plan: NeedlePlan, tips_mm: Array, needle: Needle) -> Array:
+    """Return the shaft's far end (N, 3) for tips (N, 3) held as the story holds them."""
+    result: Array = tips_mm - needle.length_mm * plan.axis_at(tips_mm)
+    return result
+
+
+def find_drift(
+    plan: NeedlePlan,
+    needle: Needle,
+    structure: str,
+    surface_mm: Array,
+    clearances: dict[str, Clearance],
+    goal_mm: float = 3.6,
+) -> Drift | None:
+    """Return the shortest way off the plan that brings the needle to ``goal_mm`` of a structure, or None.
+
+    From some points of the plan a straight line goes to the nearest point of the structure's surface (N, 3); along it
+    the first place where the true clearance is the goal is bisected.  The other structures must stay farther away.
+    """
+    best: Drift | None = None
+    shortest = 45.0
+    for depth in np.linspace(0.4, 1.0, 13) * plan.depth_mm:
+        start = plan.point(float(depth))
+        nearest = surface_mm[int(np.argmin(np.linalg.norm(surface_mm - start, axis=1)))]
+        closest = _first_at(plan, needle, clearances[structure], start, nearest, goal_mm)
+        if closest is None:
+            continue
+        travel = float(np.linalg.norm(closest - start))
+        leave = float(depth) - max(1.2 * travel, 6.0)
+        if travel >= shortest or leave < 5.0:
+            continue
+        way = np.linspace(plan.point(leave), closest, 12)
+        others = [c for name, c in clearances.items() if name != structure]
+        if any(float(c(way, hubs(plan, way, needle)).min()) < goal_mm + 0.4 for c in others):
+            continue
+        mine = clearances[structure](way, hubs(plan, way, needle))
+        if mine[0] < goal_mm + 2.0 or mine.min() < goal_mm - 0.2:
+            continue
+        shortest, best = travel, Drift(structure, leave, closest, float(mine[-1]))
+    return best
+
+
+def _first_at(
+    plan: NeedlePlan, needle: Needle, clearance: Clearance, start: Array, end: Array, goal_mm: float
+) -> Array | None:
+    """Return the first point (3,) from start to end whose clearance is the goal, to 0.02 mm, or None."""
+    way = np.linspace(start, end, 25)
+    values = clearance(way, hubs(plan, way, needle))
+    below = np.flatnonzero(values < goal_mm)
+    if len(below) == 0 or below[0] == 0:
+        return None
+    outside, inside = way[below[0] - 1], way[below[0]]
+    while np.linalg.norm(inside - outside) > 0.02:
+        middle = 0.5 * (inside + outside)
+        value = clearance(middle[None], hubs(plan, middle[None], needle))[0]
+        outside, inside = (outside, middle) if value < goal_mm else (middle, inside)
+    result: Array = outside
+    return result
+
+
+def choose_drift(
+    plan: NeedlePlan,
+    needle: Needle,
+    surfaces_mm: dict[str, Array],
+    clearances: dict[str, Clearance],
+    preferred: Sequence[str] = (),
+) -> Drift:
+    """Return a drift towards a preferred structure, else towards the nearest critical one that can be approached.
+
+    Raises
+    ------
+    InputError
+        No critical structure can be approached from this plan without coming closer to another.
+    """
+    way = np.linspace(plan.point(0.4 * plan.depth_mm), plan.target_ct_mm, 9)
+    near = {n: min(float(np.linalg.norm(v - p, axis=1).min()) for p in way) for n, v in surfaces_mm.items()}
+    order = [n for n in preferred if n in surfaces_mm] + sorted(near, key=lambda n: near[n])
+    for name in order:
+        drift = find_drift(plan, needle, name, surfaces_mm[name], clearances)
+        if drift is not None:
+            return drift
+    listed = ", ".join(f"{n} {near[n]:.0f} mm" for n in sorted(near, key=lambda n: near[n])[:5])
+    raise InputError(f"plan: no critical structure can be approached to 3.6 mm from it (nearest: {listed})")
+
+
+class ExactDistance(Protocol):
+    """The part of the truth that the story needs: exact signed distances (mm) to each structure, by name."""
+
+    def distance(self, points: Array) -> Mapping[str, Array]:
+        """Return the distance (N,) of points (N, 3)."""
+        ...
+
+    def shaft_distance(self, tip: Array, hub: Array, radius: float) -> Mapping[str, float]:
+        """Return the smallest distance of the axis from hub to tip, less the radius."""
+        ...
+
+
+def clearance_of(truth: ExactDistance, name: str, needle: Needle) -> Clearance:
+    """Return the true clearance of the needle, tip or shaft, to one structure."""
+
+    def clearance(tips_mm: Array, hubs_mm: Array) -> Array:
+        tip = truth.distance(tips_mm)[name]
+        shaft = [truth.shaft_distance(t, h, needle.radius_mm)[name] for t, h in zip(tips_mm, hubs_mm, strict=True)]
+        return np.minimum(tip, shaft)
+
+    return clearance
+
+
+def story_for_case(case: Case, truth: ExactDistance, needle: Needle, seed: int) -> Story:
+    """Return the insertion along the case's plan, with a drift towards one of its critical structures."""
+    if case.plan is None:
+        raise InputError(f"{case.folder}: the case has no plan; the story needs its entry and target")
+    plan = NeedlePlan(case.plan.entry_ct_mm, case.plan.target_ct_mm)
+    names = [s.name for s in case.structures if s.kind is Kind.CRITICAL]
+    surfaces = {name: case.mesh(name).vertices_mm for name in names}
+    clearances = {name: clearance_of(truth, name, needle) for name in names}
+    return Story(plan, choose_drift(plan, needle, surfaces, clearances), seed)
