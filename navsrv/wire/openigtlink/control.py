@@ -2,8 +2,9 @@
 (GET_, STT_, STP_, RTS_).
 
 A stream is asked for in two ways: STT_TDATA and STT_QTDATA carry milliseconds and a coordinate system's name; STT_BIND
-and STT_POLYDATA carry the shortest interval as a 32.32 stamp.  The protocol defines no body for the other STT_ forms;
-an eight-byte one is read as such an interval, so that any stream can be asked for at a rate.
+and STT_POLYDATA carry the shortest interval as a 32.32 stamp.  STT_VIDEO has eight bytes of
+its own (codec, milliseconds), kept as ``data``.  The protocol defines no body for the other STT_ forms; an eight-byte
+one is read as such an interval, so that any stream can be asked for at a rate.
 """
 
 from __future__ import annotations
@@ -342,7 +343,7 @@ def parse_query(content: Buffer, type_name: str) -> Query:
         return Query(type_name, resolution=resolution, coordinate=text_of(coordinate))
     if subject == "BIND" and verb == Verb.GET:
         return Query(type_name, children=parse_children(raw, type_name))
-    if verb == Verb.START and len(raw) >= 8 and (subject == "BIND" or len(raw) == 8):
+    if verb == Verb.START and subject != "VIDEO" and len(raw) >= 8 and (subject == "BIND" or len(raw) == 8):
         children = parse_children(raw[8:], type_name) if len(raw) > 8 else ()
         return Query(type_name, resolution=int.from_bytes(raw[:8]), children=children)
     return Query(type_name, data=raw)

@@ -155,6 +155,7 @@ def test_the_asked_resolution_survives_the_wire(query: igtl.Query, interval_ns: 
 def test_stt_tdata_by_hand() -> None:
     body = read(frame("STT_TDATA", struct.pack(">I32s", 20, b"Patient"))).body
     assert body == igtl.Query("STT_TDATA", resolution=20, coordinate="Patient")
+    assert read(frame("STT_VIDEO", b"H264\0\0\0\x21")).body == igtl.Query("STT_VIDEO", data=b"H264\0\0\0\x21")
     assert read(frame("STT_TDATA", struct.pack(">I", 20))).body == igtl.Query("STT_TDATA", resolution=20)
 
 
