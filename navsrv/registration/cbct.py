@@ -1,0 +1,323 @@
+"""Owns the registration of a CBCT or O-arm volume to the CT: pose, covariance, and a verdict on its own work.
+
+The path: search every translation over a lattice of rotations (``search``), refine the best candidates of different
+basins, decide between basins at a coarse level, refine the winner at two finer levels with bone weighted up
+(``tiles``), then look back: how well do the images agree, how much of the volume lies in the CT, do other starts end
+in the same place, how much worse is the next best basin, do the halves of the volume agree.
+
+Where the covariance comes from (``Spread``): the tiles of the volume are dealt into disjoint groups, each group gives
+its own small correction of the pose, and the scatter of these corrections, divided by their number, is the variance of
+the mean.  It is inflated by a factor found in trials with known truth, half the disagreement of opposite halves of
+the volume is added at the target, and a floor for what no subset can see: interpolation, scanner geometry.
+It describes the error *within* the right basin; a wrong basin is the verdict's business.
+
+Same inputs, same result, to the bit: no random numbers, one thread, fixed order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from navsrv.kernel.errors import RegistrationError
+from navsrv.kernel.frames import CT, VOLUME, Array, Rigid, frozen_array, rotation_from_vector
+from navsrv.kernel.registration import RegistrationResult, Verdict, tre_rms_mm
+from navsrv.registration.images import CtImage, Grid, blur, bone_weight, ct_grid, reduce_to, volume_grid
+from navsrv.registration.search import FLIPS, pose_distance_mm, search
+from navsrv.registration.tiles import (
+    Level,
+    Refined,
+    Tiles,
+    covariance_about_origin,
+    cut_tiles,
+    demeaned,
+    normal_equations,
+    refine,
+)
+
+CANDIDATES: Final = 40
+SAME_BASIN_MM: Final = 6.0
+LEVEL_SHIFTS_MM: Final = (-45.0, -35.0, -25.0, -15.0, 15.0, 25.0, 35.0, 45.0)
+"""Shifts along the CT's long axis that the winner is challenged with: a neighbouring vertebra or sacral segment."""
+GROUPS: Final = 8
+INFLATION: Final = 2.0
+"""Factor on the standard deviation from the scatter of groups; see tests/registration/test_cbct.py for its coverage."""
+FLOOR_VOXELS: Final = 0.1
+"""Standard deviation per axis that no subset can see, in voxels of the coarser image."""
+
+Progress = Callable[[float, str], None]
+
+
+class VolumeLike(Protocol):
+    """What is read of a volume: ``kernel.samples.VolumeSample`` has it."""
+
+    @property
+    def voxels(self) -> NDArray[np.generic]:
+        """Values (k, j, i)."""
+
+    @property
+    def index_to_volume_mm(self) -> Array:
+        """(4, 4) map of (i, j, k, 1) to millimetres."""
+
+
+@dataclass(frozen=True, slots=True)
+class CbctLimits:
+    """Thresholds of the verdict: (accept, refuse) of each figure."""
+
+    correlation: tuple[float, float] = (0.75, 0.6)
+    overlap: tuple[float, float] = (0.6, 0.35)
+    margin: tuple[float, float] = (0.12, 0.05)
+    spread_mm: tuple[float, float] = (0.5, 2.0)
+    halves_mm: tuple[float, float] = (1.5, 4.0)
+    tre_mm: tuple[float, float] = (1.5, 4.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedCt:
+    """A CT made ready once per case: three levels of blur, and the weight of bone."""
+
+    fine: Grid
+    middle: Grid
+    coarse: Grid
+    bone: Grid
+    native_mm: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """What disjoint parts of the volume say of the pose: steps (rotation_rad, translation_mm) about ``centre_mm``."""
+
+    covariance: Array
+    centre_mm: Array
+    halves: tuple[Array, ...]
+
+    def halves_mm(self, target_ct_mm: Array) -> float:
+        """Return the largest distance (mm) at the target between the poses of opposite halves."""
+        arm = target_ct_mm - self.centre_mm
+        return max(float(np.linalg.norm(step[3:] + np.cross(step[:3], arm))) for step in self.halves)
+
+
+def prepare_ct(ct: CtImage) -> PreparedCt:
+    """Return the CT ready for any number of registrations (about a second for 400 x 300 x 330 voxels)."""
+    fine = ct_grid(ct)
+    bone = bone_weight(fine)
+    if not (fine.values > 0.2).any():
+        raise RegistrationError("the CT holds nothing above 200 HU: no bone to register to")
+    native = float(np.linalg.norm(np.asarray(ct.index_to_ct_mm)[:3, :3], axis=0).max())
+    return PreparedCt(blur(fine, 0.8), blur(fine, 1.3), blur(reduce_to(fine, 2.4), 2.5), bone, native)
+
+
+def register_cbct(
+    ct: CtImage | PreparedCt,
+    volume: VolumeLike,
+    *,
+    initial: Rigid | None = None,
+    target_ct_mm: ArrayLike | None = None,
+    limits: CbctLimits | None = None,
+    progress: Progress | None = None,
+) -> RegistrationResult:
+    """Return ``T_ct_from_volume`` with covariance, predicted TRE and a verdict.
+
+    Parameters
+    ----------
+    ct : CtImage or PreparedCt
+    volume : VolumeSample or alike
+    initial : Rigid or None
+        A rough pose, CT from volume: its rotation is trusted to some 25 degrees, its translation is one more start.
+        None: the volume's axes are the CT's to some 25 degrees, or half a turn about one of them (prone, feet first).
+    target_ct_mm : (3,) or None
+        Where the error matters; None takes the middle of the overlap.
+    progress : callable or None
+        Called with a fraction and a word.
+
+    Raises
+    ------
+    RegistrationError
+        The volume or the CT holds nothing to register.
+    """
+    say: Progress = progress or (lambda fraction, word: None)
+    say(0.0, "preparing")
+    prepared = prepare_ct(ct) if isinstance(ct, CtImage) else ct
+    grid = volume_grid(np.asarray(volume.voxels), np.asarray(volume.index_to_volume_mm, dtype=np.float64))
+    say(0.2, "searching")
+    orientations = list(FLIPS) if initial is None else [np.asarray(initial.rotation)]
+    starts = [c.pose for c in search(prepared.coarse, grid, orientations, CANDIDATES)]
+    if initial is not None:
+        starts.append(initial.matrix)
+    if not starts:
+        raise RegistrationError("the volume and the CT overlap nowhere enough to be compared")
+    say(0.6, "refining")
+    best, others, agreeing = _choose_basin(prepared, grid, starts)
+    middle, spread_mm = _refine_middle(prepared, grid, best, target_ct_mm)
+    say(0.8, "finest level")
+    level = _level(prepared.fine, blur(grid, 0.7), 2.4, 16.0, 60_000, prepared, middle.pose)
+    final = refine(level, middle.pose)
+    parts = _spread(level, final.pose)
+    say(0.95, "judging")
+    return _result(
+        prepared, grid, _Findings(final, middle, best, others, agreeing, spread_mm, parts), target_ct_mm,
+        limits or CbctLimits(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Findings:
+    final: Refined
+    middle: Refined
+    coarse: Refined
+    next_best: float
+    agreeing: int
+    spread_mm: float
+    parts: Spread
+
+
+def _level(
+    ct: Grid, volume: Grid, spacing_mm: float, tile_mm: float, limit: int, prepared: PreparedCt, pose: Array
+) -> Level:
+    """Return a level whose points are weighted by bone where ``pose`` puts them in the CT."""
+    tiles = cut_tiles(volume, spacing_mm, tile_mm, limit)
+    points_ct = tiles.points_mm @ pose[:3, :3].T + pose[:3, 3]
+    to_index = np.linalg.inv(prepared.bone.index_to_mm)
+    index = np.rint(points_ct @ to_index[:3, :3].T + to_index[:3, 3]).astype(np.int64)[:, ::-1]
+    shape = np.array(prepared.bone.values.shape)
+    inside = ((index >= 0) & (index < shape)).all(axis=1)
+    weights = np.full(len(index), 0.1, dtype=np.float32)
+    weights[inside] = prepared.bone.values[tuple(index[inside].T)]
+    return Level.make(ct, Tiles(tiles.points_mm, tiles.values, weights, tiles.starts, tiles.centres_mm))
+
+
+def _choose_basin(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> tuple[Refined, float, int]:
+    """Return the best refined start, the correlation of the best other basin, and how many starts ended in the best."""
+    level = Level.make(prepared.coarse, cut_tiles(blur(reduce_to(grid, 3.0), 2.6), 6.0, 32.0, 5000))
+    ends = [refine(level, start) for start in starts]
+    best = max(ends, key=_rank)
+    for shift in LEVEL_SHIFTS_MM:
+        pose = best.pose.copy()
+        pose[2, 3] += shift
+        ends.append(refine(level, pose))
+    # A slow descent into the best basin must not pass for a rival: carry on until each has arrived.
+    ends = [refine(level, end.pose, 60) if _rank(end) > 0.5 * _rank(best) else end for end in ends]
+    best = max(ends, key=_rank)
+    centre = grid.centre_mm
+    same = [pose_distance_mm(end.pose, best.pose, centre) < SAME_BASIN_MM for end in ends]
+    other = max((_rank(end) for end, near in zip(ends, same, strict=True) if not near), default=0.0)
+    return best, other, sum(same[: len(starts)])
+
+
+def _rank(end: Refined) -> float:
+    """Return the correlation, less where little of the volume overlaps (a sliver correlates easily)."""
+    return end.correlation * min(1.0, end.overlap / 0.5)
+
+
+def _refine_middle(
+    prepared: PreparedCt, grid: Grid, best: Refined, target_ct_mm: ArrayLike | None
+) -> tuple[Refined, float]:
+    """Return the pose at the middle level and how far apart (mm, at the target) displaced starts end."""
+    level = _level(prepared.middle, blur(reduce_to(grid, 2.0), 1.3), 3.6, 20.0, 30_000, prepared, best.pose)
+    first = refine(level, best.pose)
+    centre = first.pose[:3, :3] @ level.tiles.centre_mm + first.pose[:3, 3]
+    target = centre if target_ct_mm is None else np.asarray(target_ct_mm, dtype=np.float64)
+    in_volume = first.pose[:3, :3].T @ (target - first.pose[:3, 3])
+    ends = [first]
+    for sign, axis in ((1.0, 0), (-1.0, 1), (1.0, 2)):
+        shift, turn = np.roll([sign * 3.0, 2.0, -2.0], axis), np.roll([sign * 0.05, -0.03, 0.03], axis)
+        pose = first.pose.copy()
+        rotation = rotation_from_vector(turn)
+        pose[:3, :3] = rotation @ pose[:3, :3]
+        pose[:3, 3] = rotation @ (pose[:3, 3] - centre) + centre + shift
+        ends.append(refine(level, pose))
+    at_target = np.array([end.pose[:3, :3] @ in_volume + end.pose[:3, 3] for end in ends])
+    spread = float(np.linalg.norm(at_target - at_target[0], axis=1).max())
+    return max(ends, key=lambda end: end.correlation), spread
+
+
+def _spread(level: Level, pose: Array) -> Spread:
+    """Return covariance and half-volume steps at a pose from disjoint sets of tiles (one linear step each)."""
+    centre = pose[:3, :3] @ level.tiles.centre_mm + pose[:3, 3]
+    sums = demeaned(level.sums(pose, centre))
+    whole = normal_equations(sums)
+    steps = np.array([_step(sums[group::GROUPS], whole.hessian) for group in range(GROUPS)])
+    scatter = steps - steps.mean(axis=0)
+    sandwich = scatter.T @ scatter / (GROUPS - 1) / GROUPS
+    # Eight groups carry too few numbers for 21 of a covariance: keep the shape of the curvature, take the scale.
+    shape = np.linalg.inv(whole.hessian + np.eye(6) * 1e-9 * np.trace(whole.hessian))
+    scale = float(np.trace(np.linalg.solve(shape, sandwich)) / 6.0)
+    offsets = level.tiles.centres_mm - level.tiles.centre_mm
+    halves = []
+    for axis in range(3):
+        upper = offsets[:, axis] > np.median(offsets[:, axis])
+        halves.append(_step(sums[upper], whole.hessian) - _step(sums[~upper], whole.hessian))
+    return Spread(scale * shape, centre, tuple(halves))
+
+
+def _step(sums: Array, whole_hessian: Array) -> Array:
+    """Return the step that a subset of tiles asks for, held by a trace of the whole where the subset is blind."""
+    part = normal_equations(sums)
+    return np.asarray(np.linalg.solve(part.hessian + 1e-3 * whole_hessian, part.gradient), dtype=np.float64)
+
+
+def _result(
+    prepared: PreparedCt, grid: Grid, found: _Findings, target_ct_mm: ArrayLike | None, limits: CbctLimits
+) -> RegistrationResult:
+    """Return the result with its covariance about the CT's origin and the verdict."""
+    centre = found.parts.centre_mm
+    target = centre if target_ct_mm is None else np.asarray(target_ct_mm, dtype=np.float64)
+    halves_mm = found.parts.halves_mm(target)
+    floor = FLOOR_VOXELS * max(prepared.native_mm, float(grid.spacing_mm.max()))
+    scatter = INFLATION**2 * found.parts.covariance
+    systematic = np.zeros((6, 6))
+    systematic[3:, 3:] = np.eye(3) * (floor**2 + (0.5 * halves_mm) ** 2 / 3.0)
+    systematic[:3, :3] = np.eye(3) * (floor / 80.0) ** 2
+    covariance = covariance_about_origin(scatter + systematic, centre)
+    pose = found.final.pose
+    transform = Rigid(CT, VOLUME, pose[:3, :3], pose[:3, 3], 0.5 * (covariance + covariance.T))
+    tre = tre_rms_mm(transform, target)
+    details = (
+        ("correlation", found.middle.correlation),
+        ("correlation_fine", found.final.correlation),
+        ("correlation_coarse", found.coarse.correlation),
+        ("overlap", found.coarse.overlap),
+        ("next_basin_correlation", found.next_best),
+        ("margin", found.coarse.correlation - found.next_best),
+        ("starts_agreeing", float(found.agreeing)),
+        ("spread_of_starts_mm", found.spread_mm),
+        ("halves_mm", halves_mm),
+    )
+    verdict, reason = _judge(dict(details), tre, limits)
+    return RegistrationResult("cbct", transform, frozen_array(target, (3,)), tre, None, verdict, reason, details)
+
+
+def _judge(figures: dict[str, float], tre_mm: float, limits: CbctLimits) -> tuple[Verdict, str]:
+    """Return the verdict and the numbers that decided it; the worst finding wins."""
+    refuse: list[str] = []
+    doubt: list[str] = []
+
+    def at_least(what: str, value: float, bounds: tuple[float, float]) -> None:
+        if value < bounds[1]:
+            refuse.append(f"{what} {value:.2f}, below {bounds[1]:g}")
+        elif value < bounds[0]:
+            doubt.append(f"{what} {value:.2f}, below {bounds[0]:g}")
+
+    def at_most(what: str, value: float, bounds: tuple[float, float]) -> None:
+        if value > bounds[1]:
+            refuse.append(f"{what} {value:.2f} mm, above {bounds[1]:g} mm")
+        elif value > bounds[0]:
+            doubt.append(f"{what} {value:.2f} mm, above {bounds[0]:g} mm")
+
+    at_least("the images agree with correlation", figures["correlation"], limits.correlation)
+    at_least("share of the volume inside the CT", figures["overlap"], limits.overlap)
+    at_least("lead over the next best place", figures["margin"], limits.margin)
+    at_most("displaced starts end apart by", figures["spread_of_starts_mm"], limits.spread_mm)
+    at_most("halves of the volume disagree at the target by", figures["halves_mm"], limits.halves_mm)
+    at_most("predicted TRE at the target", tre_mm, limits.tre_mm)
+    if refuse or doubt:
+        return (Verdict.REFUSE if refuse else Verdict.DOUBT), "; ".join(refuse or doubt)
+    return (
+        Verdict.ACCEPT,
+        f"correlation {figures['correlation']:.2f}, {figures['margin']:.2f} ahead of the next best place, "
+        f"predicted TRE at the target {tre_mm:.2f} mm",
+    )
