@@ -1,1 +1,1 @@
-"""Drivers of trackers, C-arms and O-arms, and the health of each source; knows nothing of the patient."""
+"""Whether a source can be *believed*: drivers and their health.  Refuses to know the patient."""

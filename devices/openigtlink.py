@@ -1,0 +1,231 @@
+"""Owns OpenIGTLink pose sources: bytes in, typed samples out.  Refuses sockets, clocks and the patient.
+
+Names are parsed once, status words of every known spelling are understood, and a pose without status is
+*unknown*: only a source that its configuration calls ``trusted`` is believed without one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+import numpy as np
+
+from navsrv.kernel.errors import RemoteProtocolError
+from navsrv.kernel.frames import Array, Frame, Rigid, rotation_from_quaternion_wxyz
+from navsrv.kernel.samples import PoseSample, Tracking
+from navsrv.wire.openigtlink import (
+    Framer,
+    Message,
+    Position,
+    QTData,
+    Status,
+    TData,
+    Transform,
+    encode,
+    ns_from_timestamp,
+)
+
+STATUS_KEYS: Final = ("TransformStatus", "Status", "TransformValid")
+OK_WORDS: Final = frozenset(("OK", "VALID", "TRUE", "1", "TOOL_OK"))
+MAX_MESSAGE_BYTES: Final = 1 << 20
+"""A pose source has no business sending more than a megabyte in one message."""
+CLOCK_JUMP_NS: Final = 500_000_000
+_NO_ROTATION: Final = np.zeros(4)
+
+
+class Stamps(Enum):
+    """What a source's stamps mean."""
+
+    DEVICE = "device"
+    """Seconds since the Unix epoch by the device's clock."""
+    RECEIPT = "receipt"
+    """Nothing: the wall clock at receipt stands in, and the frame says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """What the configuration declares of one pose source."""
+
+    name: str
+    rate_hz: float
+    trusted: bool = False
+    stamps: Stamps = Stamps.DEVICE
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Device name on the wire to transform name, where the two differ."""
+
+
+@dataclass(slots=True)
+class SourceCounts:
+    """What happened to the samples of a source since the start."""
+
+    accepted: int = 0
+    invalid: int = 0
+    not_rigid: int = 0
+    repeated: int = 0
+    out_of_order: int = 0
+    clock_jumps: int = 0
+    unknown_names: int = 0
+
+
+def parse_transform_name(name: str) -> tuple[Frame, Frame] | None:
+    """Return (to, from) of a name as PLUS writes it, ``NeedleToTracker``; None if it is not one."""
+    head, separator, tail = name.rpartition("To")
+    if not separator or not head or not tail or not tail[0].isupper():
+        return None
+    return Frame(tail.lower()), Frame(head.lower())
+
+
+def encode_hello() -> bytes:
+    """Return the header-2 STATUS to send on connecting: PLUS sends metadata only to clients that spoke version 2."""
+    return encode(Message("navsrv", 0, Status(1, 0, "", "navsrv"), version=2))
+
+
+class OpenIgtLinkSource:
+    """One connection's worth of an OpenIGTLink pose source; make a new one for each connection."""
+
+    def __init__(self, spec: SourceSpec, counts: SourceCounts) -> None:
+        self.spec = spec
+        self.counts = counts
+        self.jumped = False
+        """Whether the last ``feed`` saw the device's clock jump against ours."""
+        self._framer = Framer(max_body_bytes=MAX_MESSAGE_BYTES)
+        self._frames: dict[str, tuple[Frame, Frame] | None] = {}
+        self._last_stamp: dict[str, int] = {}
+        self._offset_ns: int | None = None
+
+    def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
+        """Return the samples that these bytes complete.
+
+        Parameters
+        ----------
+        received_ns : int
+            Monotonic time of the read.
+        wall_ns : int
+            Wall clock of the read, since the Unix epoch; stands in for stamps that mean nothing.
+
+        Raises
+        ------
+        RemoteProtocolError
+            The connection must end; ``samples`` of whole messages before the fault are in its ``messages``.
+        """
+        self.jumped = False
+        try:
+            messages = self._framer.feed(data)
+        except RemoteProtocolError as fault:
+            whole = [m for m in fault.messages if isinstance(m, Message)]
+            fault.messages = list(self._samples(whole, received_ns, wall_ns))
+            raise
+        return self._samples(messages, received_ns, wall_ns)
+
+    def _samples(self, messages: list[Message], received_ns: int, wall_ns: int) -> list[PoseSample]:
+        samples: list[PoseSample] = []
+        for message in messages:
+            for name, matrix in _poses(message):
+                sample = self._sample(message, name, matrix, received_ns, wall_ns)
+                if sample is not None:
+                    samples.append(sample)
+        return samples
+
+    def _sample(
+        self, message: Message, wire_name: str, matrix: Array, received_ns: int, wall_ns: int
+    ) -> PoseSample | None:
+        name = self.spec.names.get(wire_name, wire_name)
+        if name not in self._frames:
+            self._frames[name] = parse_transform_name(name)
+        frames = self._frames[name]
+        if frames is None:
+            self.counts.unknown_names += 1
+            return None
+        stamp = self._stamp(message.timestamp, wall_ns)
+        if stamp is not None and not self._in_order(name, stamp):
+            return None
+        trust_key = None if self.spec.trusted else f"trackers.{self.spec.name}.trusted"
+        tracking, reason = tracking_of(message, name, trust_key)
+        pose = None
+        if tracking is Tracking.OK:
+            try:
+                pose = Rigid.from_matrix(frames[0], frames[1], matrix)
+                self.counts.accepted += 1
+            except ValueError:
+                self.counts.not_rigid += 1
+                tracking, reason = Tracking.MISSING, f"{name}: the matrix is not a rigid motion"
+        else:
+            self.counts.invalid += 1
+        pose_time_ns = wall_ns if stamp is None else stamp
+        return PoseSample(name, pose, tracking, reason, stamp, pose_time_ns, received_ns)
+
+    def _stamp(self, timestamp: int, wall_ns: int) -> int | None:
+        if self.spec.stamps is Stamps.RECEIPT or timestamp == 0:
+            return None
+        stamp = ns_from_timestamp(timestamp)
+        offset = stamp - wall_ns
+        if self._offset_ns is not None and abs(offset - self._offset_ns) > CLOCK_JUMP_NS:
+            self.counts.clock_jumps += 1
+            self.jumped = True
+            self._last_stamp.clear()
+        self._offset_ns = offset
+        return stamp
+
+    def _in_order(self, name: str, stamp: int) -> bool:
+        """Say whether a stamp is newer than the last of its name: a repeated or late pose must not look fresh."""
+        last = self._last_stamp.get(name)
+        if last is not None and stamp <= last:
+            if stamp == last:
+                self.counts.repeated += 1
+            else:
+                self.counts.out_of_order += 1
+            return False
+        self._last_stamp[name] = stamp
+        return True
+
+
+def tracking_of(message: Message, name: str, trust_key: str | None) -> tuple[Tracking, str]:
+    """Return (tracking, reason) of a pose by its metadata.
+
+    ``trust_key`` is the configuration key that would make a pose without status usable; None when that was said.
+    """
+    for key in STATUS_KEYS:
+        word = message.meta(key)
+        if word is not None:
+            if word.strip().upper() in OK_WORDS:
+                return Tracking.OK, ""
+            return Tracking.MISSING, f"{name}: {word.strip() or 'empty status'}"
+    if trust_key is None:
+        return Tracking.OK, ""
+    return Tracking.UNKNOWN, f"{name}: no status on the wire; if this source sends valid poses only, set {trust_key}"
+
+
+def _poses(message: Message) -> list[tuple[str, Array]]:
+    """Return (name on the wire, (4, 4) matrix) of each pose that a message carries."""
+    body = message.body
+    match body:
+        case Transform():
+            return [(message.device, body.matrix)]
+        case TData():
+            return [(element.name, element.matrix) for element in body.elements]
+        case QTData():
+            return [(e.name, matrix_from_quaternion(e.q_xyzw, e.position_mm)) for e in body.elements]
+        case Position():
+            q_xyzw = body.q_unit_xyzw
+            return [
+                (message.device, matrix_from_quaternion(_NO_ROTATION if q_xyzw is None else q_xyzw, body.position_mm))
+            ]
+        case _:
+            return []
+
+
+def matrix_from_quaternion(q_xyzw: Array, position_mm: Array) -> Array:
+    """Return the (4, 4) matrix of a quaternion (x, y, z, w) and a position; rounding on the wire is normalised.
+
+    A quaternion whose length is not near one gives a matrix that is not rigid, which the caller refuses.
+    """
+    m = np.eye(4)
+    m[:3, 3] = position_mm
+    x, y, z, w = q_xyzw.tolist()
+    length = math.sqrt(x * x + y * y + z * z + w * w)
+    m[:3, :3] = rotation_from_quaternion_wxyz((w, x, y, z)) if 0.9 < length < 1.1 else 0.0
+    return m

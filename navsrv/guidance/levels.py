@@ -1,0 +1,74 @@
+"""Owns the levels of one structure: caution, warning, breach, judged on the lower bound, with hysteresis.
+
+Raising is immediate and never smoothed.  Falling needs the bound to stay above the limit by the hysteresis for
+the hold time: the minimum duration delays only the clearing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+LEVELS: Final = ("none", "caution", "warning", "breach")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Thresholds on the lower bound, millimetres.
+
+    The defaults (caution 10, warning 5, breach 0) are defaults, to be confirmed at each site: 10 mm is the distance
+    at which published series begin monitoring (Nakatsuka 2009; Sola 2015), 5 mm is quoted without a primary source.
+    """
+
+    caution_mm: float = 10.0
+    warning_mm: float = 5.0
+    breach_mm: float = 0.0
+    hysteresis_mm: float = 0.5
+    clear_after_ns: int = 500_000_000
+
+    def of_rank(self, rank: int) -> float:
+        """Return the limit (mm) under which the level of this rank (1 to 3) holds."""
+        return (float("inf"), self.caution_mm, self.warning_mm, self.breach_mm)[rank]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelState:
+    """Rank of the level shown (0 to 3), and since when a lower one would do; None while it would not."""
+
+    rank: int = 0
+    clearing_since_ns: int | None = None
+
+    @property
+    def level(self) -> str:
+        """The level's word in the frame."""
+        return LEVELS[self.rank]
+
+
+def rank_of(lower_mm: float, limits: Limits, margin_mm: float = 0.0) -> int:
+    """Return 0 to 3 for a lower bound; ``margin_mm`` is added to every limit (for the way down).
+
+    Breach includes its limit (contact possible at exactly 0); caution and warning are strictly below theirs.
+    """
+    if lower_mm <= limits.breach_mm + margin_mm:
+        return 3
+    if lower_mm < limits.warning_mm + margin_mm:
+        return 2
+    return 1 if lower_mm < limits.caution_mm + margin_mm else 0
+
+
+def step_level(state: LevelState, lower_mm: float, limits: Limits, now_ns: int) -> LevelState:
+    """Return the next level state for a lower bound at ``now_ns``.
+
+    Raised at once; lowered to the rank that the bound has with the hysteresis added, after it stayed there for
+    ``clear_after_ns``.
+    """
+    raised = rank_of(lower_mm, limits)
+    if raised >= state.rank:
+        return LevelState(raised)
+    held = rank_of(lower_mm, limits, limits.hysteresis_mm)
+    if held >= state.rank:
+        return LevelState(state.rank)
+    since = state.clearing_since_ns if state.clearing_since_ns is not None else now_ns
+    if now_ns - since >= limits.clear_after_ns:
+        return LevelState(held)
+    return LevelState(state.rank, since)

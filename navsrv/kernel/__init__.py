@@ -1,0 +1,1 @@
+"""What a pose *is*: frames, rigid transforms with covariance, samples with age, errors.  Refuses any I/O."""

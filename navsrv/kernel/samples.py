@@ -1,0 +1,81 @@
+"""Owns typed samples: what a device said, about which frames, and when.  A pose without frame and age is no pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsrv.kernel.frames import Array, Rigid
+
+
+class Tracking(Enum):
+    """What a source says of one pose.  UNKNOWN (nothing said) never counts as OK unless the source is trusted."""
+
+    OK = "ok"
+    MISSING = "missing"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoseSample:
+    """One pose as a source gave it.
+
+    Attributes
+    ----------
+    name : str
+        The transform's name after the source's mapping, ``NeedleToTracker``.
+    pose : Rigid or None
+        None when the source says that the pose is not valid.
+    tracking : Tracking
+    reason : str
+        Why it is not OK, in words for the operator; empty when OK.
+    device_time_ns : int or None
+        The source's stamp since the Unix epoch; None when it gave none.
+    received_ns : int
+        Monotonic time of the read that completed it.
+    """
+
+    name: str
+    pose: Rigid | None
+    tracking: Tracking
+    reason: str
+    device_time_ns: int | None
+    pose_time_ns: int
+    received_ns: int
+
+    @property
+    def stamp_source(self) -> str:
+        """Where ``pose_time_ns`` comes from: ``device`` or ``receipt``."""
+        return "receipt" if self.device_time_ns is None else "device"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VolumeSample:
+    """A reconstructed volume in its own frame.
+
+    Attributes
+    ----------
+    voxels : (k, j, i) int16 or float32
+    index_to_volume_mm : (4, 4)
+        Maps (i, j, k, 1) of a voxel's centre to millimetres in the volume's frame.
+    """
+
+    device: str
+    voxels: NDArray[np.generic]
+    index_to_volume_mm: Array
+    device_time_ns: int | None
+    received_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectionSample:
+    """An X-ray image (rows, columns) with the pose of its detector plane, as far as the source gave it."""
+
+    device: str
+    pixels: NDArray[np.generic]
+    index_to_image_mm: Array
+    device_time_ns: int | None
+    received_ns: int

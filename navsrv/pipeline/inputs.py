@@ -1,0 +1,120 @@
+"""Owns what goes into the pipeline and what comes out, as values that can be recorded and replayed.
+
+Everything that can change a frame is an input with its time; nothing else may.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class BytesIn(msgspec.Struct, frozen=True, gc=False, tag="bytes"):
+    """One read of one pose source: monotonic and wall time (ns) of the read, and the bytes as they came."""
+
+    source: str
+    received_ns: int
+    wall_ns: int
+    data: bytes
+
+
+class LinkUp(msgspec.Struct, frozen=True, gc=False, tag="link_up"):
+    """A source is connected."""
+
+    now_ns: int
+    source: str
+
+
+class LinkDown(msgspec.Struct, frozen=True, gc=False, tag="link_down"):
+    """A source is not connected, and why."""
+
+    now_ns: int
+    source: str
+    reason: str
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False, tag="tick"):
+    """Nothing arrived until now."""
+
+    now_ns: int
+
+
+class CommandIn(msgspec.Struct, frozen=True, gc=False, tag="command"):
+    """An operator's or a program's command for the pipeline; ``role`` says who."""
+
+    now_ns: int
+    id: str
+    op: str
+    args: dict[str, Any]
+    role: str
+
+
+class RegistrationIn(msgspec.Struct, frozen=True, gc=False, tag="registration"):
+    """A registration result that waits for the operator.
+
+    ``T_ct_from_ref`` row-major (16 numbers), covariance row-major (36) as in ``kernel.frames``.
+    """
+
+    now_ns: int
+    id: str
+    method: str
+    T_ct_from_ref: tuple[float, ...]
+    covariance: tuple[float, ...]
+    tre_mm: float
+    verdict: str
+    reason: str
+
+
+class ShellReport(msgspec.Struct, frozen=True, gc=False, tag="shell"):
+    """Facts about the shell that frames show: deadlines missed and records lost since the start."""
+
+    now_ns: int
+    missed_deadlines: int
+    lost_records: int
+
+
+Input = BytesIn | LinkUp | LinkDown | Tick | CommandIn | RegistrationIn | ShellReport
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a command."""
+
+    id: str
+    ok: bool
+    value: Any
+
+
+class Note(msgspec.Struct, frozen=True, gc=False):
+    """Something for the log: what happened, with its values."""
+
+    now_ns: int
+    event: str
+    text: str
+    fields: dict[str, Any]
+
+
+class EndLink(msgspec.Struct, frozen=True, gc=False):
+    """The shell must close this source's connection: the peer broke the protocol."""
+
+    source: str
+    reason: str
+
+
+def input_time_ns(item: Input) -> int:
+    """Return the monotonic time (ns) of an input."""
+    return item.received_ns if isinstance(item, BytesIn) else item.now_ns
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Input] = msgspec.msgpack.Decoder(Input)
+
+
+def encode_input(item: Input) -> bytes:
+    """Return the record of an input."""
+    return _encoder.encode(item)
+
+
+def decode_input(record: bytes) -> Input:
+    """Return the input of a record; ``msgspec.ValidationError`` if it is not one."""
+    return _decoder.decode(record)

@@ -1,0 +1,274 @@
+"""Owns the path of one pose: inputs in, frames out; a deterministic function of its inputs and nothing else.
+
+``Pipeline.handle(input)`` returns what must leave the room because of it: guidance frames, answers to commands,
+notes for the log, links to end.  The server feeds it live; replay and the simulators feed it recorded or virtual time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from devices.openigtlink import OpenIgtLinkSource, SourceCounts
+from navsrv.guidance.alarms import acknowledge
+from navsrv.guidance.clearance import ClearanceEngine
+from navsrv.kernel.errors import RemoteProtocolError
+from navsrv.kernel.samples import PoseSample
+from navsrv.pipeline.inputs import (
+    BytesIn,
+    CommandIn,
+    EndLink,
+    Input,
+    LinkDown,
+    LinkUp,
+    Note,
+    RegistrationIn,
+    Reply,
+    ShellReport,
+    Tick,
+)
+from navsrv.pipeline.links import PoseLink
+from navsrv.pipeline.registrations import Registrations
+from navsrv.pipeline.setup import Setup, SourceSetup
+from navsrv.pipeline.tool import RoomFacts, ToolGuide
+from navsrv.wire.guidance import GuidanceFrame
+
+Output = GuidanceFrame | Reply | Note | EndLink
+
+PHASES = ("setup", "registration", "verification", "navigation", "ablation", "cement", "finished")
+
+
+class CommandRefused(Exception):
+    """A command that cannot be carried out; its text says why, for the one who sent it."""
+
+
+class Pipeline:
+    """Everything that decides, for one session.
+
+    Parameters
+    ----------
+    setup : Setup
+        Checked by the server; nothing here reads files.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.counts = {s.spec.name: SourceCounts() for s in setup.sources}
+        self._sources = {s.spec.name: s for s in setup.sources}
+        self._drivers: dict[str, OpenIgtLinkSource] = {}
+        engine = ClearanceEngine([s.distance for s in setup.structures])
+        self._registrations = Registrations(setup.preset)
+        self._room = RoomFacts(setup.session, "navigation" if setup.preset else "setup")
+        reference = setup.reference
+        self._reference = None if reference is None else self._link("Reference", self._sources[reference.source])
+        self._links: dict[tuple[str, str], PoseLink] = {}
+        if reference is not None and self._reference is not None:
+            self._links[reference.source, reference.transform] = self._reference
+        self._guides: dict[str, ToolGuide] = {}
+        self._guide_of: dict[tuple[str, str], ToolGuide] = {}
+        for tool in setup.tools:
+            link = self._link(tool.name, self._sources[tool.source])
+            guide = ToolGuide(setup, tool, link, self._reference, engine)
+            self._links[tool.source, tool.transform] = link
+            self._guides[tool.name] = guide
+            self._guide_of[tool.source, tool.transform] = guide
+
+    def _link(self, label: str, source: SourceSetup) -> PoseLink:
+        return PoseLink(label, source, deque(maxlen=self.setup.pose_history))
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+
+    def handle(self, item: Input) -> list[Output]:
+        """Return what follows from one input; inputs come in the order of their times."""
+        match item:
+            case BytesIn():
+                return self._bytes(item)
+            case Tick():
+                return self._due_frames(item.now_ns)
+            case LinkUp():
+                self._drivers[item.source] = OpenIgtLinkSource(
+                    self._sources[item.source].spec, self.counts[item.source]
+                )
+                self._set_link(item.source, None)
+                return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {})]
+            case LinkDown():
+                self._drivers.pop(item.source, None)
+                self._set_link(item.source, item.reason)
+                text = f"source {item.source} is down: {item.reason}"
+                return [Note(item.now_ns, "link_down", text, {}), *self._frames(item.now_ns)]
+            case CommandIn():
+                return self._command(item)
+            case RegistrationIn():
+                return self._proposed(item)
+            case ShellReport():
+                self._room.deadline_missed_now = item.missed_deadlines > self._room.missed_deadlines
+                self._room.missed_deadlines = item.missed_deadlines
+                self._room.recorder_failing = item.lost_records > self._room.lost_records
+                self._room.lost_records = item.lost_records
+                return []
+
+    def next_due_ns(self) -> int:
+        """Return the monotonic time (ns) at which a ``Tick`` is needed if nothing else arrives."""
+        return min(guide.next_due_ns(self.setup.idle_frame_ns) for guide in self._guides.values())
+
+    def _set_link(self, source: str, down: str | None) -> None:
+        for (name, _), link in self._links.items():
+            if name == source:
+                link.link_down = down
+                link.last = None
+
+    # -- poses -------------------------------------------------------------------------------------------------
+
+    def _bytes(self, item: BytesIn) -> list[Output]:
+        driver = self._drivers.get(item.source)
+        if driver is None:
+            return [Note(item.received_ns, "bytes_without_link", f"bytes of {item.source} before its link", {})]
+        tail: list[Output] = []
+        try:
+            samples = driver.feed(item.data, item.received_ns, item.wall_ns)
+        except RemoteProtocolError as fault:
+            samples = [s for s in fault.messages if isinstance(s, PoseSample)]
+            tail.append(EndLink(item.source, str(fault)))
+        if driver.jumped:
+            self._room.clock_jumped = item.source
+            tail.append(Note(item.received_ns, "clock_jump", f"the clock of source {item.source} jumped", {}))
+        outputs = self._guide(item.source, samples, item.received_ns)
+        self._settle()
+        return outputs + tail
+
+    def _guide(self, source: str, samples: list[PoseSample], now_ns: int) -> list[Output]:
+        """Return a frame for each tool pose of one read; references first, so that pairs of one read meet."""
+        of_tool: dict[str, list[PoseSample]] = {}
+        for sample in samples:
+            if (source, sample.name) in self._guide_of:
+                of_tool.setdefault(sample.name, []).append(sample)
+            else:
+                link = self._links.get((source, sample.name))
+                if link is not None:
+                    link.add(sample)
+        outputs: list[Output] = []
+        for name, poses in of_tool.items():
+            guide = self._guide_of[source, name]
+            excess = len(poses) - self.setup.max_burst
+            if excess > 0:
+                guide.skipped += excess
+                poses = poses[excess:]
+            for sample in poses:
+                guide.link.add(sample)
+                guide.pose = sample
+                outputs.append(guide.frame(now_ns, self._room, self._registrations))
+        return outputs
+
+    def _due_frames(self, now_ns: int) -> list[Output]:
+        outputs: list[Output] = [
+            guide.frame(now_ns, self._room, self._registrations)
+            for guide in self._guides.values()
+            if guide.next_due_ns(self.setup.idle_frame_ns) <= now_ns
+        ]
+        self._settle()
+        return outputs
+
+    def _frames(self, now_ns: int) -> list[Output]:
+        return [guide.frame(now_ns, self._room, self._registrations) for guide in self._guides.values()]
+
+    def _settle(self) -> None:
+        """Momentary facts have been shown; their alarms stay as long as their rules say."""
+        self._room.deadline_missed_now = False
+        self._room.clock_jumped = None
+        self._room.recorder_failing = False
+
+    # -- registration and commands -----------------------------------------------------------------------------
+
+    def _proposed(self, item: RegistrationIn) -> list[Output]:
+        registration = self._registrations.propose(item)
+        if self._room.phase == "setup":
+            self._room.phase = "registration"
+        text = f"registration {item.id} by {item.method}: {item.verdict}, TRE {item.tre_mm:.2f} mm ({item.reason})"
+        fields = {"id": registration.id, "method": item.method, "verdict": item.verdict, "tre_mm": item.tre_mm}
+        return [Note(item.now_ns, "registration_proposed", text, fields), *self._frames(item.now_ns)]
+
+    def _command(self, item: CommandIn) -> list[Output]:
+        operation = _OPERATIONS.get(item.op)
+        if operation is None:
+            return [Reply(item.id, False, f"unknown operation {item.op!r}")]
+        try:
+            value = operation(self, item)
+        except (CommandRefused, ValueError, KeyError) as refusal:
+            text = str(refusal) if not isinstance(refusal, KeyError) else f"there is no {refusal.args[0]!r}"
+            note = Note(item.now_ns, "command_refused", f"{item.op} by {item.role}: {text}", {"args": item.args})
+            return [Reply(item.id, False, text), note]
+        note = Note(item.now_ns, "command", f"{item.op} by {item.role}", {"args": item.args})
+        changed = [] if item.op in _READING else self._frames(item.now_ns)
+        return [Reply(item.id, True, value), note, *changed]
+
+    def _acknowledge(self, item: CommandIn) -> Any:
+        found = False
+        for guide in self._guides.values():
+            if item.args["id"] in guide.alarms:
+                guide.alarms = acknowledge(guide.alarms, item.args["id"])
+                found = True
+        if not found:
+            raise CommandRefused(f"no alarm {item.args['id']!r} is present")
+        return None
+
+    def _accept(self, item: CommandIn) -> Any:
+        self._registrations.accept(item.args["id"], item.now_ns)
+        self._room.phase = "navigation"
+        return None
+
+    def _reject(self, item: CommandIn) -> Any:
+        self._registrations.reject(item.args["id"], item.now_ns)
+        if self._registrations.accepted is None:
+            self._room.phase = "registration"
+        return None
+
+    def _set_phase(self, item: CommandIn) -> Any:
+        if item.args["phase"] not in PHASES:
+            raise CommandRefused(f"unknown phase {item.args['phase']!r}; one of {', '.join(PHASES)}")
+        self._room.phase = item.args["phase"]
+        return None
+
+    def _park(self, item: CommandIn) -> Any:
+        self._guides[item.args["tool"]].parked = bool(item.args["parked"])
+        return None
+
+    def _sample_tip(self, item: CommandIn) -> Any:
+        """Return the tool's tip in the reference's frame, now; refused when either is not fresh."""
+        guide = self._guides[item.args["tool"]]
+        for link in (guide.link, guide.reference):
+            state, reason = ("LOST", "no reference is configured") if link is None else link.judge(item.now_ns)
+            if state not in ("OK", "DEGRADED"):
+                raise CommandRefused(reason)
+        found = guide.tip_in_reference()
+        if found is None:
+            raise CommandRefused(f"{guide.tool.name}: no valid pair of tool and reference")
+        sample = guide.link.last
+        return {"tip_ref_mm": found[0].tolist(), "pose_time_ns": sample.pose_time_ns if sample else None}
+
+    def _reference_at(self, item: CommandIn) -> Any:
+        """Return ``T_tracker_from_ref`` (16 numbers) nearest to a device time, and how far off it is."""
+        link = self._reference
+        if link is None or not link.history:
+            raise CommandRefused("the reference has not been seen")
+        time_ns = int(item.args["time_ns"])
+        best = min(link.history, key=lambda s: abs(s.pose_time_ns - time_ns))
+        off_ns = abs(best.pose_time_ns - time_ns)
+        limit_ns = max(int(2e9 / link.source.spec.rate_hz), 100_000_000)
+        if off_ns > limit_ns:
+            raise CommandRefused(f"the reference was last seen {off_ns / 1e6:.0f} ms away from the exposure")
+        assert best.pose is not None  # the history holds valid poses only
+        return {"T_tracker_from_ref": np.ravel(best.pose.matrix).tolist(), "off_ms": off_ns / 1e6}
+
+
+_OPERATIONS = {
+    "acknowledge_alarm": Pipeline._acknowledge,
+    "accept_registration": Pipeline._accept,
+    "reject_registration": Pipeline._reject,
+    "set_phase": Pipeline._set_phase,
+    "park_tool": Pipeline._park,
+    "sample_tip": Pipeline._sample_tip,
+    "reference_at": Pipeline._reference_at,
+}
+_READING = frozenset(("sample_tip", "reference_at"))

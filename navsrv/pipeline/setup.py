@@ -1,0 +1,117 @@
+"""Owns what the pipeline is built from: plain values, parsed and checked by the server before the first pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from devices.health import FreshnessRule
+from devices.openigtlink import SourceSpec
+from navsrv.anatomy.bvh import DistanceStructure
+from navsrv.guidance.levels import Limits
+from navsrv.guidance.trajectory import PlannedPath
+from navsrv.kernel.frames import Array, Rigid
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSetup:
+    """A pose source, its freshness rule, and what its stamps leave unknown."""
+
+    spec: SourceSpec
+    rule: FreshnessRule
+    noise_mm: float
+    noise_rad: float
+    unknown_latency_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToolSetup:
+    """A guided instrument.
+
+    Attributes
+    ----------
+    name, source, transform : str
+    tip_mm : (3,)
+        Tip in the frame of the tracked body.
+    axis : (3,)
+        Unit vector from hub to tip in the frame of the tracked body.
+    radius_mm, length_mm : float
+        Of the shaft, from the tip back towards the hub.
+    tip_sigma_mm, axis_sigma_rad : float
+        From the tool's calibration.
+    """
+
+    name: str
+    source: str
+    transform: str
+    tip_mm: Array
+    axis: Array
+    radius_mm: float
+    length_mm: float
+    tip_sigma_mm: float
+    axis_sigma_rad: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSetup:
+    """The reference body fixed to the patient."""
+
+    source: str
+    transform: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StructureSetup:
+    """One structure of the case as guidance needs it."""
+
+    name: str
+    kind: str
+    sigma_mm: float
+    limits: Limits
+    distance: DistanceStructure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Preset:
+    """An accepted registration from the configuration; only a benchmark may have one."""
+
+    method: str
+    T_ct_from_ref: Rigid
+    tre_mm: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """Everything that the pipeline knows before the first input."""
+
+    session: str
+    sources: tuple[SourceSetup, ...]
+    tools: tuple[ToolSetup, ...]
+    reference: ReferenceSetup | None
+    structures: tuple[StructureSetup, ...]
+    path: PlannedPath | None
+    preset: Preset | None = None
+    idle_frame_ns: int = 100_000_000
+    max_burst: int = 4
+    """Poses of one tool in one read that each get a frame; older ones are skipped and counted."""
+    target_reached_mm: float = 2.0
+    pose_history: int = 1500
+
+
+GAUGE_MM: Final = {
+    8: 4.19,
+    10: 3.40,
+    11: 3.05,
+    12: 2.77,
+    13: 2.41,
+    14: 2.11,
+    15: 1.83,
+    16: 1.65,
+    17: 1.47,
+    18: 1.27,
+    19: 1.07,
+    20: 0.91,
+    21: 0.82,
+    22: 0.72,
+}
+"""Nominal outer diameter (mm) of a needle gauge (Stubs iron wire; ISO 9626 nominal sizes)."""

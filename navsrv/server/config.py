@@ -1,0 +1,259 @@
+"""Owns the configuration: TOML, parsed once into frozen types; unknown keys refused; every fault listed at once."""
+
+from __future__ import annotations
+
+import ast
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from navsrv.kernel.errors import ConfigError
+from navsrv.kernel.frames import RIGIDITY_TOLERANCE, rotation_defect
+from navsrv.pipeline.setup import GAUGE_MM
+from navsrv.server.checking import Checker, rule
+
+
+@dataclass(frozen=True, slots=True)
+class PortsConfig:
+    """Ports, all on ``host``; 0 means any free port."""
+
+    host: str = "127.0.0.1"
+    openigtlink: int = rule(18944, low=0, high=65535)
+    devices: int = rule(18945, low=0, high=65535)
+    zmq: int = rule(18950, low=0, high=65535)
+    commands: int = rule(18951, low=0, high=65535)
+    http: int = rule(8765, low=0, high=65535)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The case and what holds for the whole server."""
+
+    case: str
+    deadline_ms: float = rule(10.0, low=0.1, high=1000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerConfig:
+    """A pose source.
+
+    ``client``: the server connects to host:port.  ``listener``: the device pushes to the devices port.
+    """
+
+    rate_hz: float = rule(low=0.5, high=5000.0)
+    connect: Literal["client", "listener"] = "client"
+    host: str = "127.0.0.1"
+    port: int = rule(18944, low=0, high=65535)
+    trusted: bool = False
+    stamps: Literal["device", "receipt"] = "device"
+    names: dict[str, str] = rule(factory=dict)
+    noise_mm: float = rule(0.25, low=0.0, high=20.0)
+    noise_deg: float = rule(0.05, low=0.0, high=20.0)
+    latency_ms: float | None = rule(None, low=0.0, high=2000.0)
+    latency_sigma_ms: float = rule(5.0, low=0.0, high=2000.0)
+    unknown_latency_ms: float = rule(50.0, low=0.0, high=2000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolConfig:
+    """A tracked tool.  ``needle`` is guided; ``reference`` is fixed to the patient."""
+
+    tracker: str
+    transform: str
+    role: Literal["needle", "reference"] = "needle"
+    tip_mm: tuple[float, ...] = rule((0.0, 0.0, 0.0), length=3)
+    axis: tuple[float, ...] = rule((0.0, 0.0, 1.0), length=3)
+    gauge: int | None = rule(None, low=8, high=22)
+    diameter_mm: float | None = rule(None, low=0.1, high=20.0)
+    length_mm: float = rule(150.0, low=0.0, high=500.0)
+    tip_sigma_mm: float = rule(0.3, low=0.0, high=20.0)
+    axis_sigma_deg: float = rule(0.2, low=0.0, high=20.0)
+
+    @property
+    def radius_mm(self) -> float:
+        """Outer radius of the shaft."""
+        if self.diameter_mm is not None:
+            return self.diameter_mm / 2.0
+        return GAUGE_MM[self.gauge] / 2.0 if self.gauge is not None else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImagingConfig:
+    """A C-arm or O-arm that pushes images and poses to the devices port.
+
+    ``image`` is the device name of its IMAGE; ``pose`` that of the image's pose in the tracker's frame.
+    """
+
+    kind: Literal["volume", "projection"]
+    image: str
+    pose: str
+    detector: str | None = None
+    trusted: bool = False
+    register: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PresetConfig:
+    """An accepted registration as numbers; only for benchmarks (``method`` reads ``bench``)."""
+
+    method: Literal["bench"]
+    T_ct_from_ref: tuple[tuple[float, ...], ...] = rule(length=4)
+    tre_mm: float = rule(0.0, low=0.0, high=20.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationConfig:
+    """How registrations come about."""
+
+    preset: PresetConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """Alarm thresholds on the lower bound (mm).  Defaults are defaults: confirm them locally."""
+
+    caution_mm: float = rule(10.0, low=0.0, high=100.0)
+    warning_mm: float = rule(5.0, low=0.0, high=100.0)
+    hysteresis_mm: float = rule(0.5, low=0.0, high=10.0)
+    clear_after_ms: float = rule(500.0, low=0.0, high=60000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmsConfig:
+    """Limits for all critical structures, and those of single ones by name."""
+
+    limits: LimitsConfig = rule(factory=LimitsConfig)
+    structures: dict[str, LimitsConfig] = rule(factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingConfig:
+    """Whether inputs and outputs are recorded, and where (default: recordings under the navsrv home)."""
+
+    on: bool = True
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One server's whole configuration."""
+
+    server: ServerConfig
+    trackers: dict[str, TrackerConfig]
+    tools: dict[str, ToolConfig]
+    ports: PortsConfig = rule(factory=PortsConfig)
+    imaging: dict[str, ImagingConfig] = rule(factory=dict)
+    registration: RegistrationConfig = rule(factory=RegistrationConfig)
+    alarms: AlarmsConfig = rule(factory=AlarmsConfig)
+    recording: RecordingConfig = rule(factory=RecordingConfig)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a file with ``key=value`` overrides applied.
+
+    Raises
+    ------
+    ConfigError
+        With every fault: file, key, what is wrong, what would be right.
+    """
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such file; expected a TOML configuration"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read ({error}); expected a TOML configuration"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not TOML: {error}; expected a complete TOML file"]) from None
+    checker = Checker(str(path))
+    for override in overrides:
+        _apply(checker, data, override)
+    config = checker.table(Config, data, "")
+    if config is not None:
+        _cross_check(checker, config)
+    if checker.faults or config is None:
+        raise ConfigError(checker.faults)
+    return config
+
+
+def _apply(checker: Checker, data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        checker.fault(f"--set {override}", "not an assignment", "key=value, such as trackers.main.port=18944")
+        return
+    table = data
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            checker.fault(f"--set {override}", f"{part!r} is not a table", "a key of the configuration")
+            return
+    table[parts[-1]] = _literal(text.strip())
+
+
+def _literal(text: str) -> Any:
+    """Return a value as TOML would read it; a bare word is a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+
+def _cross_check(checker: Checker, config: Config) -> None:
+    if not config.trackers:
+        checker.fault("trackers", "none", "at least one table such as [trackers.main]")
+    references = [name for name, tool in config.tools.items() if tool.role == "reference"]
+    if len(references) > 1:
+        checker.fault("tools", f"{len(references)} references ({', '.join(references)})", "at most one")
+    if len(references) == len(config.tools):
+        checker.fault("tools", "no needle", 'at least one tool with role = "needle"')
+    for name, tool in config.tools.items():
+        _check_tool(checker, f"tools.{name}", tool, config.trackers)
+    for name, limits in [("limits", config.alarms.limits), *config.alarms.structures.items()]:
+        if limits.warning_mm > limits.caution_mm:
+            wrong = f"warning_mm {limits.warning_mm:g} is above caution_mm {limits.caution_mm:g}"
+            checker.fault(f"alarms.{name}", wrong, "a warning inside the caution zone")
+    preset = config.registration.preset
+    if preset is not None and not _is_rigid(preset.T_ct_from_ref):
+        checker.fault(
+            "registration.preset.T_ct_from_ref", "not a rigid motion", "four rows of four numbers, the last 0, 0, 0, 1"
+        )
+    if config.ports.host not in ("127.0.0.1", "localhost", "::1"):
+        wrong = f"{config.ports.host!r} is not loopback, and this version has neither authentication nor encryption"
+        checker.fault("ports.host", wrong, "'127.0.0.1'")
+    used: dict[int, str] = {}
+    for name in ("openigtlink", "devices", "zmq", "commands", "http"):
+        port = getattr(config.ports, name)
+        if port and port in used:
+            checker.fault(f"ports.{name}", f"{port} is taken by ports.{used[port]}", "a port of its own, or 0")
+        used.setdefault(port, name)
+
+
+def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping[str, TrackerConfig]) -> None:
+    if tool.tracker not in trackers:
+        checker.fault(f"{path}.tracker", f"{tool.tracker!r} is not configured", "one of " + ", ".join(trackers))
+    head, separator, tail = tool.transform.rpartition("To")
+    if not (separator and head and tail):
+        checker.fault(f"{path}.transform", f"{tool.transform!r}", "a name such as 'NeedleToTracker'")
+    if abs(math.hypot(*tool.axis) - 1.0) > 1e-3:
+        checker.fault(f"{path}.axis", f"length {math.hypot(*tool.axis):.3g}", "a unit vector from hub to tip")
+    if tool.role == "needle" and tool.gauge is None and tool.diameter_mm is None:
+        checker.fault(f"{path}.gauge", "missing", "gauge or diameter_mm of the shaft")
+    if tool.gauge is not None and tool.gauge not in GAUGE_MM:
+        checker.fault(f"{path}.gauge", f"{tool.gauge}", "one of " + ", ".join(map(str, GAUGE_MM)))
+    if tool.gauge is not None and tool.diameter_mm is not None:
+        checker.fault(f"{path}.diameter_mm", "given beside gauge", "only one of the two")
+
+
+def _is_rigid(rows: Sequence[Sequence[float]]) -> bool:
+    if any(len(row) != 4 for row in rows):
+        return False
+    matrix = np.array(rows)
+    return matrix[3].tolist() == [0.0, 0.0, 0.0, 1.0] and rotation_defect(matrix[:3, :3]) <= RIGIDITY_TOLERANCE

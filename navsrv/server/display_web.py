@@ -1,0 +1,224 @@
+"""Owns browsers: static files, the case, ``/ws``, ``/metrics`` and ``/health``.
+
+Each socket has a latest-wins slot and at most eight frames that the browser has not acknowledged: what a stalled
+browser gets when it wakes is bounded, because nothing piles up in the kernel's buffers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import zmq
+import zmq.asyncio
+from aiohttp import WSCloseCode, WSMsgType, web
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from navsrv.server.scenery import Scenery
+from navsrv.wire.guidance import STATES
+
+if TYPE_CHECKING:
+    from navsrv.server.hub import FrameBoard, HubBoot
+
+STATIC: Final = Path(__file__).parent.parent / "display" / "static"
+MAX_UNACKNOWLEDGED: Final = 8
+COMMAND_TIMEOUT_S: Final = 5.0
+MAX_REQUEST_BYTES: Final = 1 << 16
+
+
+class Browser:
+    """One WebSocket's slot."""
+
+    def __init__(self) -> None:
+        self.wake = asyncio.Event()
+        self.unacknowledged: deque[int] = deque()
+        self.sent_seq: dict[str, int] = {}
+
+    def acknowledge(self, seq: int) -> None:
+        """Take an acknowledgement: everything up to this frame has been seen."""
+        if seq in self.unacknowledged:
+            while self.unacknowledged.popleft() != seq:
+                pass
+            self.wake.set()
+
+
+class WebDisplays:
+    """The HTTP side of the hub."""
+
+    def __init__(self, boot: HubBoot, board: FrameBoard, scenery: Scenery, context: zmq.asyncio.Context) -> None:
+        self.started = False
+        self._boot, self._board, self._scenery, self._context = boot, board, scenery, context
+        self._browsers: set[web.WebSocketResponse] = set()
+        self._metrics = Metrics(board, self._browsers)
+        app = web.Application()
+        app.router.add_get("/", _index)
+        app.router.add_get("/ws", self._ws)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics.page)
+        app.router.add_get("/api/case", self._case)
+        app.router.add_get("/api/mesh/{index:\\d+}", self._mesh)
+        app.router.add_get("/api/volume", self._volume)
+        app.router.add_get("/api/registration/{name:\\w+}/overlay", self._overlay)
+        app.router.add_get("/api/fluoro/latest", self._fluoro)
+        app.router.add_get("/api/fluoro/{name:[\\w-]+\\.png}", self._fluoro_image)
+        app.router.add_static("/static", STATIC)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+
+    async def start(self, host: str, port: int) -> int:
+        """Start listening and return the port; OSError if it is in use."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        self.started = True
+        return int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Close every browser's socket and the server."""
+        for ws in list(self._browsers):
+            await ws.close(code=WSCloseCode.GOING_AWAY)
+        await self._runner.cleanup()
+
+    # -- pages -------------------------------------------------------------------------------------------------
+
+    async def _health(self, request: web.Request) -> web.Response:
+        age_ms = (time.monotonic_ns() - self._board.received_ns) / 1e6 if self._board.frames else None
+        alive = age_ms is not None and age_ms < 1000.0
+        states = {tool: frame.state for tool, frame in self._board.newest.items()}
+        body = {"status": "ok" if alive else "no frames", "last_frame_age_ms": age_ms, "states": states}
+        return web.json_response(body, status=200 if alive else 503)
+
+    async def _case(self, request: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(self._scenery.description))
+
+    async def _mesh(self, request: web.Request) -> web.Response:
+        index = int(request.match_info["index"])
+        if index >= len(self._scenery.case.structures):
+            raise web.HTTPNotFound(text=f"no structure {index}")
+        body = await asyncio.to_thread(self._scenery.mesh_bytes, index)
+        return web.Response(body=body, content_type="application/octet-stream")
+
+    async def _volume(self, request: web.Request) -> web.Response:
+        found = await asyncio.to_thread(self._scenery.volume)
+        if found is None:
+            raise web.HTTPNotFound(text="this case has no CT")
+        return web.Response(body=found[0].tobytes(), content_type="application/octet-stream")
+
+    async def _overlay(self, request: web.Request) -> web.StreamResponse:
+        return self._session_file(f"registration-{request.match_info['name']}.png")
+
+    async def _fluoro(self, request: web.Request) -> web.StreamResponse:
+        return self._session_file("fluoro.json")
+
+    async def _fluoro_image(self, request: web.Request) -> web.StreamResponse:
+        return self._session_file(request.match_info["name"])
+
+    def _session_file(self, name: str) -> web.FileResponse:
+        path = Path(self._boot.session_folder) / name
+        if not path.is_file():
+            raise web.HTTPNotFound(text=f"there is no {name} yet")
+        return web.FileResponse(path, headers={"Cache-Control": "no-store"})
+
+    # -- the socket --------------------------------------------------------------------------------------------
+
+    async def _ws(self, request: web.Request) -> web.WebSocketResponse:
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != request.host:
+            raise web.HTTPForbidden(text=f"origin {origin} is not this server")
+        ws = web.WebSocketResponse(heartbeat=5.0, max_msg_size=MAX_REQUEST_BYTES)
+        await ws.prepare(request)
+        browser = Browser()
+        self._board.watchers.add(browser.wake.set)
+        self._browsers.add(ws)
+        commands = self._context.socket(zmq.DEALER)
+        commands.setsockopt(zmq.LINGER, 0)
+        commands.connect(f"tcp://{self._boot.host}:{self._boot.commands_port}")
+        tasks = [asyncio.ensure_future(self._pump(ws, browser)), asyncio.ensure_future(_answers(ws, commands))]
+        browser.wake.set()
+        try:
+            async for message in ws:
+                if message.type is WSMsgType.TEXT:
+                    await _received(ws, browser, commands, message.data)
+        finally:
+            self._board.watchers.discard(browser.wake.set)
+            self._browsers.discard(ws)
+            for task in tasks:
+                task.cancel()
+            commands.close()
+        return ws
+
+    async def _pump(self, ws: web.WebSocketResponse, browser: Browser) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await browser.wake.wait()
+                browser.wake.clear()
+                for tool, frame in list(self._board.newest.items()):
+                    if len(browser.unacknowledged) >= MAX_UNACKNOWLEDGED:
+                        break
+                    if browser.sent_seq.get(tool) != frame.seq:
+                        browser.sent_seq[tool] = frame.seq
+                        browser.unacknowledged.append(frame.seq)
+                        await ws.send_str(self._board.json(tool).decode())
+
+
+async def _index(request: web.Request) -> web.StreamResponse:
+    return web.FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-store"})
+
+
+async def _received(ws: web.WebSocketResponse, browser: Browser, commands: zmq.asyncio.Socket, text: str) -> None:
+    try:
+        message: Any = json.loads(text)
+    except ValueError:
+        await ws.send_json({"id": None, "ok": False, "error": "not JSON"})
+        return
+    if isinstance(message, dict) and "ack" in message:
+        browser.acknowledge(message["ack"])
+        await ws.send_json({"t_client": message.get("t_client"), "server_ns": str(time.monotonic_ns())})
+    elif isinstance(message, dict) and "op" in message:
+        await commands.send(msgspec.msgpack.encode({**message, "via": "display"}))
+    else:
+        await ws.send_json({"id": None, "ok": False, "error": "expected {ack, t_client} or {id, op, args}"})
+
+
+async def _answers(ws: web.WebSocketResponse, commands: zmq.asyncio.Socket) -> None:
+    while True:
+        await ws.send_json(msgspec.msgpack.decode(await commands.recv()))
+
+
+class Metrics:
+    """Prometheus figures, read off the newest frames."""
+
+    def __init__(self, board: FrameBoard, browsers: set[web.WebSocketResponse]) -> None:
+        self._board, self._browsers = board, browsers
+        self._registry = CollectorRegistry()
+        self._frames = Counter("navsrv_frames_seen", "Frames that reached the hub", registry=self._registry)
+        self._counted = 0
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(name, text, labels, registry=self._registry)
+
+        self._displays = gauge("navsrv_browsers", "Browsers connected")
+        self._age = gauge("navsrv_pose_age_ms", "Age of the oldest link of the newest frame", ("tool",))
+        self._seq = gauge("navsrv_frame_seq", "Sequence number of the newest frame", ("tool",))
+        self._missed = gauge("navsrv_missed_deadlines", "Deadlines missed since the start", ("tool",))
+        self._skipped = gauge("navsrv_skipped_poses", "Poses skipped since the start", ("tool",))
+        self._state = gauge("navsrv_state", "1 for the state that holds", ("tool", "state"))
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Return the metrics page."""
+        self._frames.inc(self._board.frames - self._counted)
+        self._counted = self._board.frames
+        self._displays.set(len(self._browsers))
+        for tool, frame in self._board.newest.items():
+            self._age.labels(tool).set(float("nan") if frame.age_ms is None else frame.age_ms)
+            self._seq.labels(tool).set(frame.seq)
+            self._missed.labels(tool).set(frame.missed_deadlines)
+            self._skipped.labels(tool).set(frame.skipped_poses)
+            for state in STATES:
+                self._state.labels(tool, state).set(float(state == frame.state))
+        return web.Response(body=generate_latest(self._registry), content_type="text/plain")

@@ -1,0 +1,153 @@
+"""Owns what arrives at the devices port: images with their poses frozen at the exposure, and pushed tracker poses.
+
+An image is joined with the pose of its device at the exposure's stamp; the reference's pose at that stamp comes from
+the loop.  Refuses to guess: an image without a pose near its stamp is reported, not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from devices.openigtlink import encode_hello, tracking_of
+from navsrv.kernel.errors import RemoteProtocolError
+from navsrv.kernel.frames import Array, rotation_defect
+from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
+from navsrv.server.config import Config, ImagingConfig
+from navsrv.wire.openigtlink import Framer, Image, Message, Status, Transform, encode
+
+MAX_IMAGE_BYTES = 1 << 28
+POSE_NEAR_NS = 500_000_000
+_READ = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exposure:
+    """An image and the pose of its frame in the tracker at its stamp, both as sent."""
+
+    source: str
+    config: ImagingConfig
+    image: VolumeSample | ProjectionSample
+    T_tracker_from_image: Array
+    detector: Array | None
+    pose_off_ms: float
+
+
+@dataclass(slots=True)
+class _PoseHistory:
+    poses: deque[tuple[int, Array]] = field(default_factory=lambda: deque(maxlen=600))
+
+    def nearest(self, time_ns: int) -> tuple[int, Array] | None:
+        """Return (distance in ns, matrix) of the pose nearest to a stamp, or None if there is none near."""
+        if not self.poses:
+            return None
+        stamp, matrix = min(self.poses, key=lambda item: abs(item[0] - time_ns))
+        off = abs(stamp - time_ns)
+        return (off, matrix) if off <= POSE_NEAR_NS else None
+
+
+class DeviceListener:
+    """The devices port.  Calls back with exposures, with pushed tracker bytes, and with what went wrong."""
+
+    def __init__(
+        self,
+        config: Config,
+        on_exposure: Callable[[Exposure], None],
+        on_bytes: Callable[[str, int, int, bytes], None],
+        on_link: Callable[[str, str | None], None],
+        on_note: Callable[[str, str], None],
+    ) -> None:
+        self._imaging = config.imaging
+        self._pushed = [name for name, t in config.trackers.items() if t.connect == "listener"]
+        self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
+        self._poses: dict[str, _PoseHistory] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def serve(self, host: str, port: int) -> tuple[asyncio.Server, int]:
+        """Start listening; return the server and the port it got.  OSError if the port is in use."""
+        server = await asyncio.start_server(self._connection, host, port)
+        return server, server.sockets[0].getsockname()[1]
+
+    def end_all(self) -> None:
+        """Close every device's connection."""
+        for writer in list(self._writers):
+            writer.close()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = "{}:{}".format(*writer.get_extra_info("peername")[:2])
+        framer = Framer(max_body_bytes=MAX_IMAGE_BYTES)
+        linked: set[str] = set()
+        self._writers.add(writer)
+        why = "the device closed the connection"
+        try:
+            writer.write(encode_hello())
+            while data := await reader.read(_READ):
+                received_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+                for message in framer.feed(data):
+                    self._message(message, received_ns, wall_ns, linked)
+        except RemoteProtocolError as fault:
+            why = f"protocol: {fault}"
+            self._on_note("device_refused", f"device at {peer}: {fault}; its connection was ended")
+        except ConnectionError as error:
+            why = str(error)
+        finally:
+            for source in linked:
+                self._on_link(source, why)
+            self._writers.discard(writer)
+            writer.close()
+
+    def _message(self, message: Message, received_ns: int, wall_ns: int, linked: set[str]) -> None:
+        for source, imaging in self._imaging.items():
+            if message.device in (imaging.pose, imaging.detector) and isinstance(message.body, Transform):
+                self._pose(message, wall_ns, imaging.trusted)
+                return
+            if message.device == imaging.image and isinstance(message.body, Image):
+                self._image(source, imaging, message, received_ns, wall_ns)
+                return
+        if self._pushed and not isinstance(message.body, (Image, Status)):
+            source = self._pushed[0]
+            if source not in linked:
+                linked.add(source)
+                self._on_link(source, None)
+            self._on_bytes(source, received_ns, wall_ns, encode(message))
+
+    def _pose(self, message: Message, wall_ns: int, trusted: bool) -> None:
+        assert isinstance(message.body, Transform)
+        tracking, reason = tracking_of(message, message.device, "imaging.<name>.trusted" if not trusted else None)
+        if tracking is not Tracking.OK:
+            self._on_note("pose_refused", reason)
+            return
+        if rotation_defect(message.body.matrix[:3, :3]) > 1e-3:
+            self._on_note("pose_refused", f"{message.device}: the matrix is not a rigid motion")
+            return
+        stamp = message.time_ns or wall_ns
+        self._poses.setdefault(message.device, _PoseHistory()).poses.append((stamp, message.body.matrix))
+
+    def _image(self, source: str, imaging: ImagingConfig, message: Message, received_ns: int, wall_ns: int) -> None:
+        assert isinstance(message.body, Image)
+        stamp = message.time_ns or wall_ns
+        near = self._poses[imaging.pose].nearest(stamp) if imaging.pose in self._poses else None
+        if near is None:
+            self._on_note(
+                "image_without_pose", f"{imaging.image}: no {imaging.pose} within 0.5 s of the exposure; not used"
+            )
+            return
+        detector = None
+        if imaging.detector is not None and imaging.detector in self._poses:
+            found = self._poses[imaging.detector].nearest(stamp)
+            detector = None if found is None else found[1]
+        voxels, matrix = message.body.voxels, message.body.matrix
+        if voxels.ndim != 3:
+            self._on_note("image_refused", f"{imaging.image}: {voxels.shape[-1]} components; expected one")
+            return
+        image: VolumeSample | ProjectionSample
+        if imaging.kind == "volume":
+            image = VolumeSample(imaging.image, voxels, np.array(matrix), stamp, received_ns)
+        else:
+            image = ProjectionSample(imaging.image, voxels[0], np.array(matrix), stamp, received_ns)
+        self._on_exposure(Exposure(source, imaging, image, near[1], detector, near[0] / 1e6))

@@ -1,0 +1,320 @@
+"""Owns the real-time loop: one thread of one process that shares its interpreter with nothing.
+
+It waits for bytes, commands and its own timers, stamps what comes once, runs the pipeline and publishes each frame
+on ZeroMQ itself.  Rendering, registration, encoding for browsers and recording live in other processes.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import selectors
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import zmq
+
+from devices.openigtlink import encode_hello
+from navsrv.anatomy.case import Case
+from navsrv.pipeline.inputs import (
+    BytesIn,
+    CommandIn,
+    EndLink,
+    Input,
+    LinkDown,
+    LinkUp,
+    Note,
+    RegistrationIn,
+    Reply,
+    ShellReport,
+    Tick,
+    encode_input,
+)
+from navsrv.pipeline.pipeline import Output, Pipeline
+from navsrv.pipeline.setup import Setup
+from navsrv.server.channel import Channel, ChannelClosed
+from navsrv.server.config import Config, TrackerConfig
+from navsrv.server.records import FRAME, INPUT, NOTE, RecordSink
+from navsrv.server.setup import build_setup
+from navsrv.wire.guidance import GuidanceFrame, encode_frame
+from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
+
+READ_BYTES: Final = 1 << 16
+BACKOFF_FIRST_S: Final = 0.2
+BACKOFF_LAST_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoopBoot:
+    """What the session hands to the loop at its start."""
+
+    config: Config
+    case_folder: str
+    session: str
+    record_endpoint: str | None
+
+
+class TrackerClient:
+    """One connection to a pose source: connects without blocking, with backoff and jitter, forever."""
+
+    def __init__(self, name: str, tracker: TrackerConfig) -> None:
+        self.name = name
+        self.address = (tracker.host, tracker.port)
+        self.socket: socket.socket | None = None
+        self.connected = False
+        self.retry_ns = 0
+        self._backoff_s = BACKOFF_FIRST_S
+
+    def begin(self) -> socket.socket:
+        """Start a connection attempt and return its socket, to be watched for writing."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect_ex(self.address)
+        self.socket = sock
+        return sock
+
+    def established(self) -> str | None:
+        """Return None when the attempt succeeded, else why not."""
+        assert self.socket is not None
+        error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            return f"cannot connect to {self.address[0]}:{self.address[1]}: {os.strerror(error)}"
+        self.connected = True
+        self._backoff_s = BACKOFF_FIRST_S
+        self.socket.send(encode_hello())
+        return None
+
+    def drop(self, now_ns: int) -> None:
+        """Close, and set the time of the next attempt."""
+        if self.socket is not None:
+            self.socket.close()
+        self.socket, self.connected = None, False
+        self.retry_ns = now_ns + int(1e9 * self._backoff_s * random.uniform(0.8, 1.2))
+        self._backoff_s = min(2.0 * self._backoff_s, BACKOFF_LAST_S)
+
+
+class Loop:
+    """The shell around one pipeline."""
+
+    def __init__(self, setup: Setup, config: Config, channel: Channel, record_endpoint: str | None) -> None:
+        self.pipeline = Pipeline(setup)
+        self.channel = channel
+        self.deadline_ns = int(config.server.deadline_ms * 1e6)
+        self.missed = 0
+        self._reported = (0, 0)
+        self._last_input_ns = 0
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.publisher = context.socket(zmq.PUB)
+        self.publisher.setsockopt(zmq.SNDHWM, 1000)
+        self.publisher.setsockopt(zmq.LINGER, 0)
+        self.port = self._bind(config.ports.host, config.ports.zmq)
+        self.records = RecordSink(context, record_endpoint)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(channel, selectors.EVENT_READ, None)
+        self.clients = [TrackerClient(n, t) for n, t in config.trackers.items() if t.connect == "client"]
+        self.running = True
+
+    def _bind(self, host: str, port: int) -> int:
+        self.publisher.bind(f"tcp://{host}:{port or '*'}")
+        endpoint: bytes = self.publisher.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
+        return int(endpoint.rpartition(b":")[2].rstrip(b"\0"))
+
+    def run(self) -> None:
+        """Run until the session says stop or is gone."""
+        for client in self.clients:
+            self._begin(client)
+        while self.running:
+            timeout_s = max(0.0, (self._next_wake_ns() - time.monotonic_ns()) / 1e9)
+            for key, mask in self.selector.select(timeout_s):
+                if key.data is None:
+                    self._from_session()
+                else:
+                    self._from_tracker(key.data, mask)
+            now_ns = time.monotonic_ns()
+            if now_ns >= self.pipeline.next_due_ns():
+                self._handle(Tick(now_ns))
+            for client in self.clients:
+                if client.socket is None and now_ns >= client.retry_ns:
+                    self._begin(client)
+        self.records.close()
+        self.publisher.close()
+
+    def _next_wake_ns(self) -> int:
+        due = self.pipeline.next_due_ns()
+        return min([due, *(c.retry_ns for c in self.clients if c.socket is None)])
+
+    # -- trackers ----------------------------------------------------------------------------------------------
+
+    def _begin(self, client: TrackerClient) -> None:
+        self.selector.register(client.begin(), selectors.EVENT_WRITE, client)
+
+    def _from_tracker(self, client: TrackerClient, mask: int) -> None:
+        sock = client.socket
+        if sock is None:
+            return
+        if not client.connected:
+            why = client.established()
+            if why is not None:
+                self._lose(client, why)
+                return
+            self.selector.modify(sock, selectors.EVENT_READ, client)
+            self._handle(LinkUp(time.monotonic_ns(), client.name))
+            return
+        try:
+            data = sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(client, str(error))
+            return
+        received_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+        if not data:
+            self._lose(client, "the device closed the connection")
+            return
+        self._handle(BytesIn(client.name, received_ns, wall_ns, data))
+
+    def _lose(self, client: TrackerClient, reason: str) -> None:
+        if client.socket is not None:
+            self.selector.unregister(client.socket)
+        now_ns = time.monotonic_ns()
+        client.drop(now_ns)
+        self._handle(LinkDown(now_ns, client.name, reason))
+
+    # -- the session -------------------------------------------------------------------------------------------
+
+    def _from_session(self) -> None:
+        try:
+            messages = self.channel.receive()
+        except ChannelClosed:
+            self.running = False
+            return
+        for message in messages:
+            kind = message["kind"]
+            if kind == "stop":
+                self.running = False
+                return
+            self._handle(self._stamped(kind, message["value"]))
+
+    def _stamped(self, kind: str, value: dict[str, Any]) -> Input:
+        """Return an input from the session; it happens when it gets here, but bytes keep the time of their read."""
+        now_ns = max(time.monotonic_ns(), self._last_input_ns)
+        match kind:
+            case "command":
+                return CommandIn(now_ns, value["id"], value["op"], value["args"], value["role"])
+            case "registration":
+                return msgspec.convert({**value, "now_ns": now_ns, "type": "registration"}, RegistrationIn)
+            case "bytes":
+                received_ns = max(value["received_ns"], self._last_input_ns)
+                return BytesIn(value["source"], received_ns, value["wall_ns"], value["data"])
+            case "link_up":
+                return LinkUp(now_ns, value["source"])
+            case "link_down":
+                return LinkDown(now_ns, value["source"], value["reason"])
+        raise ValueError(f"unknown message {kind!r} from the session")
+
+    # -- the pipeline ------------------------------------------------------------------------------------------
+
+    def _handle(self, item: Input) -> None:
+        """Run one input through the pipeline; frames leave first, records follow."""
+        started_ns = item.received_ns if isinstance(item, BytesIn) else item.now_ns
+        self._last_input_ns = started_ns
+        payloads: list[bytes] = []
+        others: list[Output] = []
+        for output in self.pipeline.handle(item):
+            if isinstance(output, GuidanceFrame):
+                output.sent_ns = time.monotonic_ns()
+                payload = encode_frame(output)
+                self.publisher.send(payload, zmq.NOBLOCK)
+                payloads.append(payload)
+                if output.sent_ns - started_ns > self.deadline_ns:
+                    self.missed += 1
+            else:
+                others.append(output)
+        self.records.put(INPUT, encode_input(item))
+        for payload in payloads:
+            self.records.put(FRAME, payload)
+        for other in others:
+            self._other(other)
+        self._report()
+
+    def _other(self, output: Output) -> None:
+        match output:
+            case Reply():
+                self.channel.send({"kind": "reply", "value": msgspec.to_builtins(output)})
+            case Note():
+                self.records.put(NOTE, msgspec.json.encode(output))
+                self.channel.send({"kind": "note", "value": msgspec.to_builtins(output)})
+            case EndLink():
+                self._end_link(output)
+
+    def _end_link(self, output: EndLink) -> None:
+        for client in self.clients:
+            if client.name == output.source:
+                self._lose(client, f"protocol: {output.reason}")
+                return
+        self.channel.send({"kind": "end_link", "value": msgspec.to_builtins(output)})
+
+    def _report(self) -> None:
+        """Tell the pipeline what the shell counted, as an input of its own, so that replay sees it too."""
+        counted = (self.missed, self.records.lost)
+        if counted != self._reported:
+            self._reported = counted
+            report = ShellReport(max(time.monotonic_ns(), self._last_input_ns), *counted)
+            self.pipeline.handle(report)
+            self.records.put(INPUT, encode_input(report))
+
+
+def warm_up(setup: Setup) -> None:
+    """Run poses through a pipeline of its own, so that every kernel is compiled before the first real one."""
+    pipeline = Pipeline(setup)
+    for source in setup.sources:
+        pipeline.handle(LinkUp(1, source.spec.name))
+    identity = tuple(np.eye(4).ravel().tolist())
+    pipeline.handle(RegistrationIn(1, "warm", "bench", identity, tuple(np.eye(6).ravel() * 1e-6), 1.0, "accept", ""))
+    pipeline.handle(CommandIn(1, "warm", "accept_registration", {"id": "warm"}, "warm"))
+    for step in range(20):
+        now = 1_000_000_000 + step * 4_000_000
+        for tool in setup.tools:
+            messages = [encode_pose(tool.transform, now)]
+            if setup.reference is not None:
+                messages.append(encode_pose(setup.reference.transform, now))
+            pipeline.handle(BytesIn(tool.source, now, now, b"".join(messages)))
+
+
+def encode_pose(name: str, time_ns: int) -> bytes:
+    """Return an identity TRANSFORM with status OK at a time."""
+    ok = (Metadata("TransformStatus", "OK"),)
+    return encode(Message(name, timestamp_from_ns(time_ns), Transform(np.eye(4)), metadata=ok))
+
+
+def main() -> int:
+    """Run as ``python -m navsrv.server.loop FD``; the session holds the other end of the socket pair."""
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    boot: LoopBoot = pickle.loads(channel.receive_one(30.0))
+    setup = build_setup(boot.config, Case.load(Path(boot.case_folder)), boot.session)
+    warm_up(setup)
+    try:
+        loop = Loop(setup, boot.config, channel, boot.record_endpoint)
+    except zmq.ZMQError as error:
+        address = f"{boot.config.ports.host}:{boot.config.ports.zmq}"
+        channel.send({"kind": "failed", "value": f"ports.zmq: cannot bind {address}: {error}"})
+        return 2
+    channel.send({"kind": "ready", "value": {"zmq": loop.port}})
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Owns the list of commands: what each does, what it needs, and its JSON Schema.
+
+One table serves the command port, the WebSocket, the check of arguments and the listing for programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
+    "text": {"type": "string"},
+    "flag": {"type": "boolean"},
+    "point": {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3},
+    "number": {"type": "number"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One command: what it does, its arguments (name to kind), and who carries it out."""
+
+    does: str
+    args: Mapping[str, str]
+    by: str
+
+    def fault(self, args: object) -> str | None:
+        """Return what is wrong with the arguments, in one line, or None."""
+        if not isinstance(args, dict):
+            return "args: expected a map"
+        for name in args:
+            if name not in self.args:
+                return f"args.{name}: unknown; expected {', '.join(self.args) or 'none'}"
+        for name, kind in self.args.items():
+            if name not in args:
+                return f"args.{name}: missing; expected a {kind}"
+            if not _fits(kind, args[name]):
+                return f"args.{name}: {args[name]!r}; expected a {kind}"
+        return None
+
+    def schema(self, name: str) -> dict[str, Any]:
+        """Return the JSON Schema of the whole request."""
+        return {
+            "type": "object",
+            "description": self.does,
+            "properties": {
+                "id": {"type": ["string", "integer"]},
+                "op": {"const": name},
+                "args": {
+                    "type": "object",
+                    "properties": {arg: _SCHEMA[kind] for arg, kind in self.args.items()},
+                    "required": list(self.args),
+                    "additionalProperties": False,
+                },
+                "token": {"type": "string"},
+            },
+            "required": ["id", "op", "args"] if self.args else ["id", "op"],
+        }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _fits(kind: str, value: object) -> bool:
+    if kind == "text":
+        return isinstance(value, str)
+    if kind == "flag":
+        return isinstance(value, bool)
+    if kind == "number":
+        return _is_number(value)
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))
+
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    "list_operations": Operation("Return this list as JSON Schemas.", {}, "session"),
+    "acknowledge_alarm": Operation("Acknowledge one alarm by its id.", {"id": "text"}, "loop"),
+    "accept_registration": Operation("Use the proposed registration from now on.", {"id": "text"}, "loop"),
+    "reject_registration": Operation("Drop a proposed registration, or stop using it.", {"id": "text"}, "loop"),
+    "set_phase": Operation("Set the phase of the procedure.", {"phase": "text"}, "loop"),
+    "park_tool": Operation(
+        "Say that a tool is parked on purpose, or in use again.", {"tool": "text", "parked": "flag"}, "loop"
+    ),
+    "collect_landmark": Operation(
+        "Touch a landmark: pair the tool's tip now with a point of the CT (LPS mm).",
+        {"tool": "text", "name": "text", "point_ct_mm": "point"},
+        "session",
+    ),
+    "clear_landmarks": Operation("Forget the collected landmarks.", {}, "session"),
+    "register_landmarks": Operation("Register the collected landmarks and propose the result.", {}, "session"),
+}
+
+
+def listing() -> dict[str, Any]:
+    """Return every operation's JSON Schema by name."""
+    return {name: operation.schema(name) for name, operation in OPERATIONS.items()}

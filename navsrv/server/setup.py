@@ -1,0 +1,102 @@
+"""Owns the step from configuration and case to the pipeline's setup; the same for live use and for replay."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from devices.health import FreshnessRule
+from devices.openigtlink import SourceSpec, Stamps
+from navsrv.anatomy.bvh import DistanceStructure
+from navsrv.anatomy.case import Case, Structure
+from navsrv.guidance.levels import Limits
+from navsrv.guidance.trajectory import PlannedPath
+from navsrv.kernel.errors import ConfigError
+from navsrv.kernel.frames import CT, REFERENCE, Rigid
+from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup
+from navsrv.server.config import Config, ToolConfig, TrackerConfig
+
+
+def build_setup(config: Config, case: Case, session: str) -> Setup:
+    """Return everything that the pipeline knows before the first input.
+
+    Raises
+    ------
+    ConfigError
+        Alarm limits for a structure that the case does not have.
+    InputError
+        A file of the case that is missing or changed.
+    """
+    names = [s.name for s in case.structures]
+    unknown = [name for name in config.alarms.structures if name not in names]
+    if unknown:
+        wrong = f"alarms.structures: no structure {unknown[0]!r} in case {case.name}"
+        raise ConfigError([f"{wrong}; expected one of {', '.join(names)}"])
+    references = [(name, tool) for name, tool in config.tools.items() if tool.role == "reference"]
+    reference = ReferenceSetup(references[0][1].tracker, references[0][1].transform) if references else None
+    plan = case.plan
+    return Setup(
+        session=session,
+        sources=tuple(_source(name, tracker) for name, tracker in config.trackers.items()),
+        tools=tuple(_tool(name, tool) for name, tool in config.tools.items() if tool.role == "needle"),
+        reference=reference,
+        structures=tuple(_structure(config, case, s) for s in case.structures),
+        path=None if plan is None else PlannedPath(plan.entry_ct_mm, plan.target_ct_mm, plan.corridor_mm),
+        preset=_preset(config),
+    )
+
+
+def _source(name: str, tracker: TrackerConfig) -> SourceSetup:
+    unknown_ms = tracker.unknown_latency_ms if tracker.latency_ms is None else tracker.latency_sigma_ms
+    return SourceSetup(
+        spec=SourceSpec(name, tracker.rate_hz, tracker.trusted, Stamps(tracker.stamps), tracker.names),
+        rule=FreshnessRule.for_rate(tracker.rate_hz),
+        noise_mm=tracker.noise_mm,
+        noise_rad=math.radians(tracker.noise_deg),
+        unknown_latency_s=unknown_ms / 1e3,
+    )
+
+
+def _tool(name: str, tool: ToolConfig) -> ToolSetup:
+    axis = np.array(tool.axis)
+    return ToolSetup(
+        name=name,
+        source=tool.tracker,
+        transform=tool.transform,
+        tip_mm=np.array(tool.tip_mm),
+        axis=axis / np.linalg.norm(axis),
+        radius_mm=tool.radius_mm,
+        length_mm=tool.length_mm,
+        tip_sigma_mm=tool.tip_sigma_mm,
+        axis_sigma_rad=math.radians(tool.axis_sigma_deg),
+    )
+
+
+def _structure(config: Config, case: Case, structure: Structure) -> StructureSetup:
+    path = case.distance_file(structure.name)
+    distance = DistanceStructure.build(case.mesh(structure.name)) if path is None else DistanceStructure.load(path)
+    return StructureSetup(
+        structure.name, structure.kind.value, structure.sigma_mm, limits_of(config, structure), distance
+    )
+
+
+def limits_of(config: Config, structure: Structure) -> Limits:
+    """Return a structure's limits: those by its name at this site win over the case's, which win over the general."""
+    own = config.alarms.structures.get(structure.name)
+    site = own if own is not None else config.alarms.limits
+    caution, warning = site.caution_mm, site.warning_mm
+    if own is None:
+        caution = structure.caution_mm if structure.caution_mm is not None else caution
+        warning = structure.warning_mm if structure.warning_mm is not None else warning
+    return Limits(caution, warning, 0.0, site.hysteresis_mm, int(site.clear_after_ms * 1e6))
+
+
+def _preset(config: Config) -> Preset | None:
+    preset = config.registration.preset
+    if preset is None:
+        return None
+    matrix = np.array(preset.T_ct_from_ref)
+    variance = preset.tre_mm**2 / 3.0
+    covariance = np.diag([0.0, 0.0, 0.0, variance, variance, variance])
+    return Preset(preset.method, Rigid.from_matrix(CT, REFERENCE, matrix, covariance), preset.tre_mm)
