@@ -126,7 +126,7 @@ def push_children(node_child, node, lbs, best2, stack_node, stack_lb, sp):
 
 @compiled
 def nearest_to_point(
-    node_box, node_child, leaf_xyz, root, px, py, pz, seed, zone2, limit, stack_node, stack_lb, lane
+    node_frame, node_child, leaf_xyz, root, px, py, pz, seed, zone2, limit, stack_node, stack_lb, lane
 ):
     """Return (squared distance, slot, visits, lower bound squared) of the triangle nearest to p.
 
@@ -135,14 +135,9 @@ def nearest_to_point(
     first.
     """
     best2, slot = FAR, seed
-    leaf = seed // 8
-    for k in range(8):
-        lane[k] = slot_point(leaf_xyz, leaf, k, px, py, pz)[0]
-    for k in range(8):
-        if lane[k] < best2:
-            best2, slot = lane[k], leaf * 8 + k
     stack_node[0], stack_lb[0] = root, 0.0
-    sp, visits = 1, 0
+    stack_node[1], stack_lb[1] = -1 - seed // 8, 0.0
+    sp, visits = 2, 0
     while sp > 0:
         sp -= 1
         if stack_lb[sp] >= best2:
@@ -163,10 +158,20 @@ def nearest_to_point(
                     best2, slot = lane[k], leaf * 8 + k
             continue
         for k in range(8):
-            x = max(max(node_box[node, 0, k] - px, px - node_box[node, 3, k]), 0.0)
-            y = max(max(node_box[node, 1, k] - py, py - node_box[node, 4, k]), 0.0)
-            z = max(max(node_box[node, 2, k] - pz, pz - node_box[node, 5, k]), 0.0)
-            lane[k] = x * x + y * y + z * z
+            u = math.fabs(
+                node_frame[node, 0, k] * px + node_frame[node, 1, k] * py + node_frame[node, 2, k] * pz
+                - node_frame[node, 9, k]
+            ) - node_frame[node, 12, k]
+            v = math.fabs(
+                node_frame[node, 3, k] * px + node_frame[node, 4, k] * py + node_frame[node, 5, k] * pz
+                - node_frame[node, 10, k]
+            ) - node_frame[node, 13, k]
+            w = math.fabs(
+                node_frame[node, 6, k] * px + node_frame[node, 7, k] * py + node_frame[node, 8, k] * pz
+                - node_frame[node, 11, k]
+            ) - node_frame[node, 14, k]
+            u, v, w = u if u > 0.0 else 0.0, v if v > 0.0 else 0.0, w if w > 0.0 else 0.0
+            lane[k] = u * u + v * v + w * w
         sp = push_children(node_child, node, lane, best2, stack_node, stack_lb, sp)
     return best2, slot, visits, best2
 

@@ -1,7 +1,7 @@
 """Owns distance structures: what is prepared once from a surface so that a distance to it costs microseconds.
 
-Refuses live state and surfaces whose inside cannot be told.  A structure is an eight-wide tree of boxes (float32,
-rounded outwards) over leaves of eight triangles (float64, exact), what the sign needs, and a coarse grid that names for
+Refuses live state and surfaces whose inside cannot be told.  A structure is an eight-wide tree of oriented boxes
+(float32, rounded outwards) over leaves of eight triangles (float64, exact), what the sign needs, and a coarse grid that names for
 each cell a triangle close by: the first upper bound of every search is looked up, not remembered, so that a distance
 depends on the position alone.
 
@@ -28,7 +28,6 @@ from navsrv.kernel.errors import InputError
 
 FORMAT: Final = 1
 ABSENT: Final = -(2**31)
-ABSENT_BOX: Final = 1e18
 GRID_CELLS: Final = 32768
 GRID_MARGIN_MM: Final = 15.0
 SIDE_SAMPLES: Final = 512
@@ -47,8 +46,8 @@ class DistanceStructure:
 
     Attributes
     ----------
-    node_box : (N, 6, 8) float32
-        Low and high corner of the boxes of the eight children.
+    node_frame : (N, 15, 8) float32
+        Oriented boxes of the eight children: three axes, middle and half extent along each.
     node_child : (N, 8) int32
         Node (>= 0), leaf (-1 - leaf) or ``ABSENT``.
     leaf_xyz : (L, 9, 8) float64
@@ -71,7 +70,7 @@ class DistanceStructure:
         SHA-256 of the mesh.
     """
 
-    node_box: NDArray[np.float32]
+    node_frame: NDArray[np.float32]
     node_child: NDArray[np.int32]
     leaf_xyz: NDArray[np.float64]
     leaf_triangle: NDArray[np.int32]
@@ -130,10 +129,11 @@ class DistanceStructure:
             ) and _planes_trustworthy(vertices, triangles)
 
         centres = np.ascontiguousarray(vertices[triangles].mean(axis=1).T)
-        room = max(2, len(triangles) // 4 + 2)
-        node_child = np.full((room, 8), ABSENT, np.int32)
-        leaf_range = np.zeros((room + len(triangles) // 4, 2), np.int64)
-        order, nodes, leaves = build_kernels.build_tree(centres, node_child, leaf_range)
+        room = len(triangles) // 4 + 2
+        node_child, node_range = np.full((room, 8), ABSENT, np.int32), np.zeros((room, 8, 2), np.int64)
+        leaf_range = np.zeros((room, 2), np.int64)
+        order = np.arange(len(triangles), dtype=np.int32)
+        nodes, leaves = build_kernels.build_tree(centres, order, node_child, node_range, leaf_range)
         node_child = np.ascontiguousarray(node_child[:nodes])
         leaf_xyz = np.empty((leaves, 9, 8))
         leaf_triangle = np.empty((leaves, 8), np.int32)
@@ -143,18 +143,17 @@ class DistanceStructure:
             order, leaf_range[:leaves], vertices, triangles, leaf_xyz, leaf_triangle, leaf_vertex, slot_of
         )
         slot_of[-1] = -1
-        box, dipole = np.empty((nodes, 6, 8)), np.empty((nodes, 7, 8))
-        build_kernels.fill_nodes(node_child, leaf_xyz, leaf_triangle, box, dipole)
+        node_frame, dipole = np.empty((nodes, 15, 8), np.float32), np.empty((nodes, 7, 8))
+        build_kernels.fill_nodes(node_child, node_range, order, vertices, triangles, node_frame, dipole)
         leaf_neighbour = np.ascontiguousarray(slot_of[neighbour][leaf_triangle].transpose(0, 2, 1))
         pseudonormal = manifold and _sides_agree(
             neighbour, slot_of, vertices, node_child, leaf_xyz, leaf_triangle, dipole
         )
-        node_box = _outwards(box, node_child)
-        grid_slot, grid_distance, origin = _grid(vertices, node_box, node_child, leaf_xyz)
+        grid_slot, grid_distance, origin = _grid(vertices, node_frame, node_child, leaf_xyz)
         sign = Sign.PSEUDONORMAL if pseudonormal else Sign.WINDING
         counts = (len(triangles), len(mesh.triangles) - len(triangles), int(watertight), sign.value)
         return cls(
-            node_box=node_box,
+            node_frame=node_frame,
             node_child=node_child,
             leaf_xyz=leaf_xyz,
             leaf_triangle=np.where(leaf_triangle >= 0, kept[leaf_triangle], -1).astype(np.int32),
@@ -205,7 +204,7 @@ class DistanceStructure:
         nodes, leaves = len(self.node_child), len(self.leaf_xyz)
         normal = self.counts.shape == (4,) and self.counts[3] == Sign.PSEUDONORMAL.value
         expected = {
-            "node_box": (nodes, 6, 8),
+            "node_frame": (nodes, 15, 8),
             "node_child": (nodes, 8),
             "leaf_xyz": (leaves, 9, 8),
             "leaf_triangle": (leaves, 8),
@@ -296,19 +295,9 @@ def _sides_agree(
     return bool(build_kernels.sides_agree(slots, step_mm, node_child, leaf_xyz, leaf_triangle, dipole, stack))
 
 
-def _outwards(box: NDArray[np.float64], node_child: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Return boxes (N, 6, 8) in float32, each rounded so that it still holds its triangles; absent ones lie far off."""
-    result = box.astype(np.float32)
-    low, high = result[:, :3], result[:, 3:]
-    low[low > box[:, :3]] = np.nextafter(low[low > box[:, :3]], np.float32(-np.inf))
-    high[high < box[:, 3:]] = np.nextafter(high[high < box[:, 3:]], np.float32(np.inf))
-    result.transpose(0, 2, 1)[node_child == ABSENT] = np.float32(ABSENT_BOX)
-    return result
-
-
 def _grid(
     vertices: NDArray[np.float64],
-    node_box: NDArray[np.float32],
+    node_frame: NDArray[np.float32],
     node_child: NDArray[np.int32],
     leaf_xyz: NDArray[np.float64],
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float64]]:
@@ -318,5 +307,5 @@ def _grid(
     shape = np.maximum(np.ceil((high - low) / cell).astype(int), 1)
     origin = np.array([*(0.5 * (low + high - shape * cell)), cell])
     slots, distance = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    build_kernels.fill_grid(node_box, node_child, leaf_xyz, origin, cell, slots, distance)
+    build_kernels.fill_grid(node_frame, node_child, leaf_xyz, origin, cell, slots, distance)
     return slots, np.maximum(np.nextafter(distance, np.float32(-1)), 0), origin

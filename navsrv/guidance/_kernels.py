@@ -142,22 +142,16 @@ def slot_segment(leaf_xyz, leaf, k, px, py, pz, wx, wy, wz, length):
 
 @compiled
 def nearest_to_segment(
-    node_box, node_child, leaf_xyz, root, px, py, pz, wx, wy, wz, length, best2, slot, seed, stack_node, stack_lb, lane
+    node_frame, node_child, leaf_xyz, root, px, py, pz, wx, wy, wz, length, best2, slot, seed, stack_node, stack_lb, lane
 ):
     """Return (squared distance, slot, visits, lower bound squared) of the triangle nearest to the segment p + s w.
 
     ``best2`` and ``slot`` are an upper bound already known, ``seed`` a slot whose leaf is tried first.  A box's bound
     is the tangent to its squared distance, convex in s, over the stretch of s that can be nearest to the box.
     """
-    leaf = seed // 8
-    for k in range(8):
-        lane[k] = slot_segment(leaf_xyz, leaf, k, px, py, pz, wx, wy, wz, length)[0]
-    for k in range(8):
-        if lane[k] < best2:
-            best2, slot = lane[k], leaf * 8 + k
-    ux, uy, uz = math.fabs(wx), math.fabs(wy), math.fabs(wz)
     stack_node[0], stack_lb[0] = root, 0.0
-    sp, visits = 1, 0
+    stack_node[1], stack_lb[1] = -1 - seed // 8, 0.0
+    sp, visits = 2, 0
     while sp > 0 and best2 > TOUCH2:
         sp -= 1
         if stack_lb[sp] >= best2:
@@ -178,19 +172,22 @@ def nearest_to_segment(
                     best2, slot = lane[k], leaf * 8 + k
             continue
         for k in range(8):
-            lx, ly, lz = node_box[node, 0, k] - px, node_box[node, 1, k] - py, node_box[node, 2, k] - pz
-            hx, hy, hz = node_box[node, 3, k] - px, node_box[node, 4, k] - py, node_box[node, 5, k] - pz
-            s = clamp_to(0.5 * ((lx + hx) * wx + (ly + hy) * wy + (lz + hz) * wz), 0.0, length)
-            reach = 0.5 * ((hx - lx) * ux + (hy - ly) * uy + (hz - lz) * uz)
-            x, y, z = s * wx, s * wy, s * wz
-            x = x - clamp_to(x, lx, hx)
-            y = y - clamp_to(y, ly, hy)
-            z = z - clamp_to(z, lz, hz)
-            slope = 2.0 * (x * wx + y * wy + z * wz)
+            x = node_frame[node, 0, k] * px + node_frame[node, 1, k] * py + node_frame[node, 2, k] * pz
+            y = node_frame[node, 3, k] * px + node_frame[node, 4, k] * py + node_frame[node, 5, k] * pz
+            z = node_frame[node, 6, k] * px + node_frame[node, 7, k] * py + node_frame[node, 8, k] * pz
+            x, y, z = x - node_frame[node, 9, k], y - node_frame[node, 10, k], z - node_frame[node, 11, k]
+            ux = node_frame[node, 0, k] * wx + node_frame[node, 1, k] * wy + node_frame[node, 2, k] * wz
+            uy = node_frame[node, 3, k] * wx + node_frame[node, 4, k] * wy + node_frame[node, 5, k] * wz
+            uz = node_frame[node, 6, k] * wx + node_frame[node, 7, k] * wy + node_frame[node, 8, k] * wz
+            hx, hy, hz = node_frame[node, 12, k], node_frame[node, 13, k], node_frame[node, 14, k]
+            s = clamp_to(-(x * ux + y * uy + z * uz), 0.0, length)
+            reach = 1.000001 * (math.fabs(ux) * hx + math.fabs(uy) * hy + math.fabs(uz) * hz) + 1e-3
+            x, y, z = x + s * ux, y + s * uy, z + s * uz
+            x, y, z = x - clamp_to(x, -hx, hx), y - clamp_to(y, -hy, hy), z - clamp_to(z, -hz, hz)
+            slope = 2.0 * (x * ux + y * uy + z * uz)
             back = clamp_to(s - reach, 0.0, length) - s
             forth = clamp_to(s + reach, 0.0, length) - s
-            change = slope * back if slope > 0.0 else slope * forth
-            lane[k] = x * x + y * y + z * z + change
+            lane[k] = x * x + y * y + z * z + slope * (back if slope > 0.0 else forth)
         sp = push_children(node_child, node, lane, best2, stack_node, stack_lb, sp)
     return best2, slot, visits, best2
 
@@ -216,11 +213,11 @@ def sample(
 
     ``slot`` seeds the search; ``known_side`` is -1 inside, 1 outside, 0 to find out.
     """
-    node_box, node_child, leaf_xyz, leaf_triangle = trees
+    node_frame, node_child, leaf_xyz, leaf_triangle = trees
     leaf_neighbour, leaf_vertex, vertex_normal, dipole = signs
     root = meta_i[i, 0]
     d2, slot, visits, rest2 = nearest_to_point(
-        node_box, node_child, leaf_xyz, root, px, py, pz, slot, zone2, limit, stack_node, stack_lb, lane
+        node_frame, node_child, leaf_xyz, root, px, py, pz, slot, zone2, limit, stack_node, stack_lb, lane
     )
     _, x, y, z, feature = slot_point(leaf_xyz, slot // 8, slot % 8, px, py, pz)
     if known_side != 0:
@@ -235,7 +232,7 @@ def sample(
     return -d if inside else d, slot, x, y, z, visits, math.sqrt(rest2)
 
 
-@inlined
+@compiled
 def bound_interval(iv, j, wx, wy, wz):
     """Set ``iv[j, 10]``, the most depth that interval j can hold, and ``iv[j, 11]``, where to sample it next."""
     a, b, ga, gb = iv[j, 0], iv[j, 1], iv[j, 2], iv[j, 3]
@@ -357,9 +354,9 @@ def measure_all(pose, meta_f, meta_i, trees, signs, grid_slot, grid_distance, wo
                 floor = min(floor, grid_distance[flat] - off - 0.5 * step)
                 if grid_distance[flat] + off < least:
                     least, seed = grid_distance[flat] + off, grid_slot[flat]
-            node_box, node_child, leaf_xyz, _ = trees
+            node_frame, node_child, leaf_xyz, _ = trees
             d2, slot, n, rest2 = nearest_to_segment(
-                node_box,
+                node_frame,
                 node_child,
                 leaf_xyz,
                 meta_i[i, 0],

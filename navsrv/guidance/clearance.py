@@ -96,7 +96,7 @@ class ClearanceEngine:
             node, leaf, vertex = node + len(c), leaf + len(s.leaf_xyz), vertex + len(s.vertex_normal)
             cell, dipole = cell + s.grid_slot.size, dipole + len(s.dipole)
         self._trees = (
-            _joined([s.node_box for s in structures], (0, 6, 8), np.float32),
+            _joined([s.node_frame for s in structures], (0, 15, 8), np.float32),
             _joined(children, (0, 8), np.int32),
             _joined([s.leaf_xyz for s in structures], (0, 9, 8), np.float64),
             _joined([s.leaf_triangle for s in structures], (0, 8), np.int32),
