@@ -7,6 +7,7 @@ reconnection if it has to be.  Refuses to know what the messages mean.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -292,9 +293,7 @@ class Client:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            sock.connect_ex(self._address)
-        except OSError:
+        if sock.connect_ex(self._address) not in (0, errno.EINPROGRESS):
             sock.close()
             self._retry()
             return
@@ -410,8 +409,12 @@ def watch(selector: selectors.BaseSelector, connection: Connection) -> None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``; InputError otherwise."""
+    """Return the numeric address and port of ``HOST:PORT``; InputError otherwise."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--server {text}: expected HOST:PORT, such as 127.0.0.1:18945")
-    return host, int(port)
+    try:
+        # Once, here: a name that is looked up within the loop would stop everything else.
+        return socket.gethostbyname(host), int(port)
+    except OSError as e:
+        raise InputError(f"--server {text}: host {host!r} is not known here") from e

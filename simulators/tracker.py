@@ -240,7 +240,11 @@ def serve(tracker: Tracker, host: str, port: int, log: Callable[[TruthRecord], N
             )
 
     loop = Loop("tracker", settings.rate_hz, tick, lambda order: tracker.command(order, time.monotonic_ns()))
-    server = Server(loop, host, port)
+    try:
+        server = Server(loop, host, port)
+    except InputError:
+        loop.close()
+        raise
     try:
         emit({"ready": True, "port": server.port, "story_s": round(tracker.story.duration_s / settings.speed, 3)})
         loop.run()

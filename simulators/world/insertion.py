@@ -6,16 +6,16 @@ the target.  Distances come from a ``Clearance`` that shares no code with the se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from navsrv.anatomy.case import Case, Kind
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import CT, TIP, Array, Rigid
-from simulators.world.scene import Stream, stream
+from simulators.world.scene import ExactDistance, Stream, stream
 
 Clearance = Callable[[Array, Array], Array]
 """``(tips_mm (N, 3), hubs_mm (N, 3)) -> (N,)``: true signed distance of tip and shaft, whichever is smaller."""
@@ -345,25 +345,12 @@ def choose_drift(
     raise InputError(f"plan: no critical structure can be approached to 3.6 mm from it (nearest: {listed})")
 
 
-class ExactDistance(Protocol):
-    """The part of the truth that the story needs: exact signed distances (mm) to each structure, by name."""
-
-    def distance(self, points: Array) -> Mapping[str, Array]:
-        """Return the distance (N,) of points (N, 3)."""
-        ...
-
-    def shaft_distance(self, tip: Array, hub: Array, radius: float) -> Mapping[str, float]:
-        """Return the smallest distance of the axis from hub to tip, less the radius."""
-        ...
-
-
 def clearance_of(truth: ExactDistance, name: str, needle: Needle) -> Clearance:
     """Return the true clearance of the needle, tip or shaft, to one structure."""
 
     def clearance(tips_mm: Array, hubs_mm: Array) -> Array:
-        tip = truth.distance(tips_mm)[name]
-        shaft = [truth.shaft_distance(t, h, needle.radius_mm)[name] for t, h in zip(tips_mm, hubs_mm, strict=True)]
-        return np.minimum(tip, shaft)
+        shaft = truth.shaft_distance(tips_mm, hubs_mm, needle.radius_mm)[name]
+        return np.minimum(truth.distance(tips_mm)[name], shaft)
 
     return clearance
 

@@ -8,10 +8,11 @@ calibration, no distance of the server's.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -242,3 +243,33 @@ def read_truth_log(path: Path) -> TruthLog:
         )
     except (IndexError, KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path}: line {number} is not a truth log's: {e}") from e
+
+
+class ExactDistance(Protocol):
+    """Exact signed distances (mm) to each structure of a case, by name: ``Truth``, or closed forms in a test."""
+
+    def distance(self, points: Array) -> Mapping[str, Array]:
+        """Return the distance (N,) of points (N, 3)."""
+        ...
+
+    def shaft_distance(self, tip: Array, hub: Array, radius: float) -> Mapping[str, Array]:
+        """Return the smallest distance (N,) of the axes from hubs (N, 3) to tips (N, 3), less the radius."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrueClearance:
+    """True distances (N,) mm of tip and shaft to one structure, one for each record of a log."""
+
+    tip_mm: Array
+    shaft_mm: Array
+
+
+def truth_distances(
+    log: TruthLog, truth: ExactDistance, radius_mm: float, length_mm: float
+) -> dict[str, TrueClearance]:
+    """Return the true clearance of the needle to each structure over a log, for a shaft of that radius and length."""
+    tips = log.tip_ct_mm
+    hubs = tips - length_mm * log.axis_ct
+    shaft = truth.shaft_distance(tips, hubs, radius_mm)
+    return {name: TrueClearance(tip, shaft[name]) for name, tip in truth.distance(tips).items()}
