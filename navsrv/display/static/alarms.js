@@ -61,8 +61,8 @@ class AlarmItem {
   constructor(id, acknowledge) {
     this.node = document.createElement("div");
     this.text = part(this.node, "div", "alarm-text");
-    this.detail = part(this.node, "div", "alarm-detail");
     this.button = part(this.node, "button", "");
+    this.detail = part(this.node, "div", "alarm-detail");
     this.button.type = "button";
     this.button.textContent = "Acknowledge";
     this.button.onclick = () => this.press(id, acknowledge);

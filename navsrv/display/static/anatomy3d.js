@@ -34,7 +34,7 @@ export class AnatomyLayer {
     geometry.setIndex(new THREE.BufferAttribute(mesh.indices, 1));
     geometry.computeVertexNormals();
     if (kind === "skin") {
-      this.put(geometry, tissueMaterial(colour, 0.015, 0.16), SKIN, 3);
+      this.put(geometry, tissueMaterial(colour, 0.0, 0.14), SKIN, 3);
       return;
     }
     geometry.computeBoundingBox();
@@ -42,7 +42,7 @@ export class AnatomyLayer {
     if (kind === "bone") {
       // Depth first, so that only the bone's front surface is blended over what lies inside it.
       this.put(geometry, this.depthOnly, BONE, 1);
-      this.put(geometry, tissueMaterial(colour, 0.3, 0.95), BONE, 2);
+      this.put(geometry, tissueMaterial(colour, 0.3, 0.85), BONE, 2);
     } else {
       this.put(geometry, tissueMaterial(colour, 1, 1), SOLID, 0);
     }

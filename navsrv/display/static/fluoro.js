@@ -24,7 +24,7 @@ export class FluoroPane {
     if (latest === null) return;
     const image = this.figure.querySelector("img");
     if (image.getAttribute("src") !== latest.image) image.src = latest.image;
-    this.takenMs = wallMs(latest.time);
+    this.takenMs = /^\d+$/.test(String(latest.time_ns)) ? Number(latest.time_ns) / 1e6 : NaN; // wall time
     this.showAge();
   }
 
@@ -33,10 +33,4 @@ export class FluoroPane {
     const text = Number.isFinite(age) ? `X-ray, ${formatAge(age)} ago` : "X-ray, time unknown";
     this.figure.querySelector("figcaption").textContent = text;
   }
-}
-
-/** Wall time in ms of ISO 8601 text or of decimal ns since the Unix epoch; NaN for anything else. */
-function wallMs(time) {
-  if (/^\d{16,}$/.test(String(time))) return Number(time) / 1e6;
-  return typeof time === "string" ? Date.parse(time) : NaN;
 }

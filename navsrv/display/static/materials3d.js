@@ -22,8 +22,8 @@ const TISSUE_FRAGMENT = /* glsl */ `
   varying vec3 vView;
   void main() {
     float facing = abs(dot(normalize(vNormal), normalize(vView)));
-    float alpha = mix(rimAlpha, faceAlpha, sqrt(facing));
-    gl_FragColor = vec4(colour * (0.28 + 0.72 * facing), alpha);
+    float alpha = mix(rimAlpha, faceAlpha, facing);
+    gl_FragColor = vec4(colour * (0.4 + 0.6 * facing), alpha);
   }`;
 
 /** Anatomy lit from the eye; `faceAlpha` where it faces the eye, `rimAlpha` at its outline. */
@@ -58,7 +58,8 @@ const OVERLAY_FRAGMENT = /* glsl */ `
     vec2 uv = gl_FragCoord.xy / bufferSize;
     float facing = abs(dot(normalize(vNormal), normalize(vView)));
     float shade = mix(1.0, 0.35 + 0.65 * facing, lit);
-    float seen = alpha;
+    // The canvas has no multisampling, which software OpenGL pays for dearly; a lit edge fades over one pixel instead.
+    float seen = alpha * mix(1.0, smoothstep(0.0, max(fwidth(facing), 1e-4), facing), lit);
     if (gl_FragCoord.z > texture2D(solidDepth, uv).r) seen *= behindSolid;
     else if (gl_FragCoord.z > texture2D(boneDepth, uv).r) seen *= behindBone;
     gl_FragColor = vec4(colour * shade, seen);

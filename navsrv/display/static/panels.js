@@ -66,7 +66,7 @@ export class Panels {
   }
 
   showAge(view) {
-    if (view.fault || !isNumber(view.frame.age_ms)) {
+    if (!view.geometry || !isNumber(view.frame.age_ms)) {
       this.text(".state-age", "");
       return;
     }
@@ -81,8 +81,8 @@ export class Panels {
     this.text(".closest-name", row ? row.name : "No distance");
     this.text(".closest-number .value", row ? mm(row.distance_mm) : "–");
     this.text(".closest-number .sigma", row ? `± ${mm(row.sigma_mm)}` : "");
-    const level = row && row.level !== "none" ? ` · ${row.level.toUpperCase()}` : "";
-    this.text(".closest-bound", row ? `from the ${PARTS[row.part] ?? row.part} · at least ${mm(row.lower_mm)} mm (95 %)${level}` : "");
+    this.text("#closest .level", row && row.level !== "none" ? row.level.toUpperCase() : "");
+    this.text(".closest-bound", row ? `from the ${PARTS[row.part] ?? row.part} · at least ${mm(row.lower_mm)} mm (95 %)` : "");
     this.shown.closest = row && { name: row.name, part: row.part, level: row.level, distance_text: mm(row.distance_mm) };
   }
 
@@ -113,7 +113,8 @@ export class Panels {
     const t = view.geometry ? view.frame.trajectory : null;
     const past = t && isNumber(t.depth_to_target_mm) && t.depth_to_target_mm < 0;
     const put = (key, text) => this.text(`#trajectory [data-key=${key}]`, text);
-    put("depth", t ? `${mm(past ? -t.depth_to_target_mm : t.depth_to_target_mm)} mm${past ? " past" : ""}` : "–");
+    this.text("#trajectory [data-key=depth-label]", past ? "Past target by" : "Depth to target");
+    put("depth", t ? `${mm(past ? -t.depth_to_target_mm : t.depth_to_target_mm)} mm` : "–");
     put("lateral", t ? `${mm(t.lateral_mm)} mm` : "–");
     put("angle", t && isNumber(t.angle_deg) ? `${mm(t.angle_deg)}°` : "–");
     const corridor = this.find("#trajectory .corridor");

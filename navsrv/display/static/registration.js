@@ -83,9 +83,9 @@ function headline({ method, state }) {
 function details({ state, verdict, tre_mm, age_s }) {
   if (state === "none") return "";
   const parts = [];
-  if (isNumber(tre_mm)) parts.push(`error at target ${mm(tre_mm)} mm`);
+  if (isNumber(tre_mm)) parts.push(`TRE ${mm(tre_mm)} mm`);
   if (verdict) parts.push(`verdict ${verdict}`);
-  if (isNumber(age_s)) parts.push(`${formatAge(age_s)} old`);
+  if (isNumber(age_s)) parts.push(`${formatAge(age_s)} ago`);
   return parts.join(" · ");
 }
 

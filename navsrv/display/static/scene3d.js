@@ -23,7 +23,7 @@ export class Scene3D {
     this.root = root;
     this.label = root.querySelector("#line-label");
     this.compass = root.querySelector("#compass");
-    this.renderer = new THREE.WebGLRenderer({ canvas: root.querySelector("canvas"), antialias: true });
+    this.renderer = new THREE.WebGLRenderer({ canvas: root.querySelector("canvas"), antialias: false });
     this.renderer.outputColorSpace = THREE.LinearSRGBColorSpace;
     this.renderer.setPixelRatio(Math.min(window.devicePixelRatio, 1.5));
     this.camera = new THREE.PerspectiveCamera(FIELD_DEG, 1, 1, 2000);
@@ -95,13 +95,18 @@ export class Scene3D {
       this.centre.copy(sphere.center);
       this.radius = sphere.radius;
     }
-    if (plan) this.centre.lerp(new THREE.Vector3(...plan.target_ct_mm), 0.6);
-    this.look(VIEWPOINTS[0][1]);
+    if (!plan) {
+      this.look(VIEWPOINTS[0][1]);
+      return;
+    }
+    this.centre.lerp(new THREE.Vector3(...plan.target_ct_mm), 0.7);
+    this.look(besidePlan(plan, sphere.center), 0.8);
   }
 
-  look(from) {
+  /** Look at the centre from the LPS direction `from`; `zoom` below 1 comes nearer than the whole anatomy needs. */
+  look(from, zoom = 0.92) {
     const direction = new THREE.Vector3(...from).normalize();
-    const fits = (this.radius * 0.92) / Math.tan((FIELD_DEG * Math.PI) / 360);
+    const fits = (this.radius * zoom) / Math.tan((FIELD_DEG * Math.PI) / 360);
     this.controls.target.copy(this.centre);
     this.camera.position.copy(this.centre).addScaledVector(direction, fits);
     this.controls.update();
@@ -174,4 +179,12 @@ export class Scene3D {
       pen.fillText(letter, middle + 42 * x, middle - 42 * y);
     }
   }
+}
+
+/** Direction from which the planned path is seen from the side and behind, from the middle of the body (least bone between). */
+function besidePlan({ entry_ct_mm, target_ct_mm }, middle) {
+  const back = new THREE.Vector3(...entry_ct_mm).sub(new THREE.Vector3(...target_ct_mm)).normalize();
+  const side = new THREE.Vector3(0, 0, 1).cross(back).normalize();
+  const towardsMiddle = Math.sign(side.dot(middle.clone().sub(new THREE.Vector3(...entry_ct_mm)))) || 1;
+  return back.multiplyScalar(0.6).addScaledVector(side, 0.8 * towardsMiddle).add(new THREE.Vector3(0, 0, 0.35)).toArray();
 }

@@ -9,7 +9,7 @@ const FIELD_MM = { initial: 130, least: 50, most: 320 };
 const RECENTRE = 0.28; // part of the field by which the tip may leave the centre
 const SAME_PLANE_MM = 0.15;
 const MIN_INTERVAL_MS = 45; // resampling is the display's dearest work after the anatomy
-const WINDOW = { level: 250, width: 1400 };
+const WINDOW = { level: 320, width: 1200 };
 
 export class Slices {
   constructor(root) {
@@ -97,6 +97,9 @@ class Pane {
     this.words = new Uint32Array(this.picture.data.buffer);
     this.stamp = document.createElement("canvas");
     this.stamp.width = this.stamp.height = PIXELS;
+    // The hint keeps both canvases in main memory: a software GPU would only copy them to and fro.
+    this.pen = this.canvas.getContext("2d", { alpha: false, willReadFrequently: true });
+    this.stampPen = this.stamp.getContext("2d", { alpha: false, willReadFrequently: true });
     this.centre = null;
     this.cutAt = NaN;
     this.cuts = [];
@@ -104,9 +107,9 @@ class Pane {
 
   draw(slices) {
     this.place(slices);
-    const width = (this.canvas.width = this.canvas.clientWidth);
-    const height = (this.canvas.height = this.canvas.clientHeight);
-    const pen = this.canvas.getContext("2d");
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
+    const pen = this.pen;
     // The square picture covers the pane; what hangs over at the long side is cut off.
     this.scale = Math.max(width, height) / slices.fieldMm;
     this.offset = [width / 2, height / 2];
@@ -135,7 +138,7 @@ class Pane {
     if (still && this.volume === volume) this.centre[normal] = this.drawnPlane;
     else if (volume) {
       reslice(volume, this.plane, this.centre, fieldMm, PIXELS, table, this.words);
-      this.stamp.getContext("2d").putImageData(this.picture, 0, 0);
+      this.stampPen.putImageData(this.picture, 0, 0);
       this.volume = volume;
       this.drawnPlane = this.centre[normal];
     }
@@ -215,7 +218,7 @@ class Pane {
   drawCaption({ at, volume }) {
     const name = this.name[0].toUpperCase() + this.name.slice(1);
     const note = volume ? at : "no CT in this case";
-    const text = note ? `${name} · ${note}` : name;
+    const text = note ? `${name}\n${note}` : name;
     if (this.caption.textContent !== text) this.caption.textContent = text;
   }
 }

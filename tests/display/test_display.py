@@ -1,0 +1,268 @@
+"""The display in a real browser, judged by what stands on the screen while a scripted server behaves and misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import WSMsgType, web
+
+from tests.browser import Browser
+
+STATIC = Path(__file__).resolve().parents[2] / "navsrv" / "display" / "static"
+SILENCE_MS = 300
+JUDGED_MS = SILENCE_MS + 150  # the page looks every 50 ms, on a machine that may be busy
+PERIOD_S = 0.02
+
+pytestmark = [pytest.mark.realtime, pytest.mark.peer]
+
+
+@pytest.fixture(autouse=True)
+def _needs(require_program: Callable[[str], Path]) -> None:
+    require_program("chromium")
+    if not (STATIC / "vendor" / "three" / "three.module.js").is_file():
+        pytest.skip("navsrv/display/static/vendor is not filled: make install")
+
+
+def row(name: str, part: str, distance_mm: float | None, sigma_mm: float = 1.0) -> dict[str, Any]:
+    known = distance_mm is not None
+    return {
+        "name": name,
+        "kind": "critical",
+        "part": part,
+        "distance_mm": distance_mm,
+        "sigma_mm": sigma_mm if known else None,
+        "lower_mm": distance_mm - 1.645 * sigma_mm if distance_mm is not None else None,
+        "nearest_ct_mm": [10.0, 0.0, 0.0] if known else None,
+        "closing_mm_s": 0.0 if known else None,
+        "level": "none" if known else "unknown",
+    }
+
+
+class Server:
+    """Serves the display and streams ``frame`` at 50 Hz, latest value first, at most eight unacknowledged."""
+
+    def __init__(self) -> None:
+        self.frame: dict[str, Any] = self.valid()
+        self.streaming = True
+        self.sent_ago_ns = 0
+        self.step = 1
+        self.commands: list[dict[str, Any]] = []
+        self.answer: dict[str, Any] = {"ok": True, "result": None}
+        self._seq = 0
+
+    @staticmethod
+    def valid() -> dict[str, Any]:
+        registration = {
+            "id": "r1",
+            "method": "cbct",
+            "state": "accepted",
+            "verdict": "accept",
+            "tre_mm": 0.6,
+            "age_s": 9,
+        }
+        return {
+            "v": 1,
+            "state": "OK",
+            "reason": "",
+            "phase": "navigation",
+            "tool": "Needle",
+            "age_ms": 4.0,
+            "tip_ct_mm": [0.0, 0.0, 0.0],
+            "axis_ct": [0.0, 0.0, 1.0],
+            # The tip is nearer to A, but less certain of B: B's lower bound is the least.
+            "structures": [row("A", "tip", 8.0), row("B", "tip", 12.0), row("B", "shaft", 9.0, 3.0)],
+            "trajectory": None,
+            "zone": None,
+            "alarms": [],
+            "registration": registration,
+            "temperatures": [],
+            "missed_deadlines": 0,
+        }
+
+    def lose(self, state: str, reason: str) -> None:
+        alarm: dict[str, Any] = {"id": "lost:Needle", "condition": "tool_lost", "priority": "medium", "phase": "active"}
+        alarm |= {"since_ns": str(time.monotonic_ns()), "structure": None, "text": reason}
+        self.frame = self.valid() | {"state": state, "reason": reason, "tip_ct_mm": None, "axis_ct": None}
+        self.frame |= {"structures": [row("A", "tip", None), row("B", "tip", None)], "alarms": [alarm]}
+
+    async def _ws(self, request: web.Request) -> web.WebSocketResponse:
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        unacknowledged: set[int] = set()
+        pump = asyncio.create_task(self._pump(ws, unacknowledged))
+        async for message in ws:
+            if message.type is not WSMsgType.TEXT:
+                break
+            said = json.loads(message.data)
+            if "ack" in said:
+                unacknowledged.discard(said["ack"])
+                await ws.send_json({"t_client": said["t_client"], "server_ns": str(time.monotonic_ns())})
+            else:
+                self.commands.append(said)
+                await ws.send_json({"id": said["id"], **self.answer})
+        pump.cancel()
+        return ws
+
+    async def _pump(self, ws: web.WebSocketResponse, unacknowledged: set[int]) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            self._seq += self.step
+            if self.streaming and len(unacknowledged) < 8:
+                unacknowledged.add(self._seq)
+                now = time.monotonic_ns() - self.sent_ago_ns
+                await ws.send_json(self.frame | {"seq": self._seq, "received_ns": str(now), "sent_ns": str(now)})
+
+    async def _case(self, request: web.Request) -> web.Response:
+        names = [("Bone", "bone"), ("A", "critical"), ("B", "critical")]
+        structures = [
+            {"name": name, "kind": kind, "mesh": f"/api/mesh/{i}", "triangles": 4, "caution_mm": 10, "warning_mm": 5}
+            for i, (name, kind) in enumerate(names)
+        ]
+        tool = {"name": "Needle", "gauge": 11, "diameter_mm": 3.05, "length_mm": 150}
+        return web.json_response(
+            {"name": "tiny", "structures": structures, "plan": None, "volume": None, "tools": [tool]}
+        )
+
+    async def _mesh(self, request: web.Request) -> web.Response:
+        vertices = 30.0 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype="<f4")
+        triangles = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], dtype="<u4")
+        return web.Response(body=struct.pack("<II", 4, 4) + vertices.tobytes() + triangles.tobytes())
+
+    async def _index(self, request: web.Request) -> web.FileResponse:
+        return web.FileResponse(STATIC / "index.html")
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.router.add_get("/", self._index)
+        app.router.add_get("/ws", self._ws)
+        app.router.add_get("/api/case", self._case)
+        app.router.add_get("/api/mesh/{n}", self._mesh)
+        app.router.add_static("/static", STATIC)
+        runner = web.AppRunner(app, shutdown_timeout=0.5)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        finally:
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[tuple[Server, Browser]]:
+    """A server and a browser that has loaded its page and shows current frames."""
+    server = Server()
+    async with server.run() as url, Browser(1280, 800) as browser:
+        await browser.open(url)
+        await browser.wait_for("navsrv.shown.caseLoaded && !navsrv.shown.fault && navsrv.shown.closest", 40.0)
+        yield server, browser
+        assert browser.console == []
+
+
+def test_shows_the_servers_numbers_and_takes_them_away_when_the_tool_is_lost() -> None:
+    async def story() -> None:
+        async with opened() as (server, browser):
+            closest = await browser.evaluate("navsrv.shown.closest")
+            assert (closest["name"], closest["part"], closest["distance_text"]) == ("B", "shaft", "9.0")
+            assert await browser.evaluate("document.querySelector('.closest-bound').textContent.includes('4.1 mm')")
+            assert await browser.wait_for("navsrv.shown.needleVisible && navsrv.shown.lineLabel === '9.0 mm'")
+
+            server.lose("LOST", "Needle out of view")
+            await browser.wait_for("navsrv.shown.state === 'LOST' && navsrv.shown.closest === null")
+            shown = await browser.evaluate("navsrv.shown")
+            assert not shown["needleVisible"]
+            assert not shown["fault"]
+            assert shown["reason"] == "Needle out of view"
+            assert [a["text"] for a in shown["alarms"]] == ["Needle out of view"]
+            column = await browser.evaluate("document.querySelector('aside').innerText")
+            assert "9.0" not in column
+            assert "8.0" not in column
+            assert "4.1" not in column
+
+            await browser.evaluate("document.querySelector('.alarm button').click()")
+            while not server.commands:
+                await asyncio.sleep(0.01)
+            said = server.commands[0]
+            assert (said["op"], said["args"]) == ("acknowledge_alarm", {"id": "lost:Needle"})
+
+            server.frame = server.valid() | {"state": "SPLENDID"}
+            await browser.wait_for("navsrv.shown.state === 'FAULT' && !navsrv.shown.needleVisible")
+
+    asyncio.run(story())
+
+
+def test_silence_is_a_fault_and_a_late_frame_is_never_current() -> None:
+    async def story() -> None:
+        async with opened() as (server, browser):
+            silent_ms = """new Promise((done) => {
+                const look = () => navsrv.shown.faultShown ? done(performance.now() - navsrv.display.link.receivedAt)
+                                                           : setTimeout(look, 5);
+                look();
+            })"""
+            server.streaming = False
+            assert SILENCE_MS - 50 < await browser.evaluate(silent_ms) < JUDGED_MS
+            shown = await browser.evaluate("navsrv.shown")
+            assert shown["closest"] is None
+            assert not shown["needleVisible"]
+            assert shown["alarms"] == []
+            assert "9.0" not in await browser.evaluate("document.querySelector('main').innerText")
+
+            server.sent_ago_ns, server.streaming = 1_000_000_000, True  # frames flow, but each is a second old
+            await browser.wait_for("navsrv.shown.reason.includes('late')")
+            assert (await browser.evaluate("navsrv.shown"))["faultShown"]
+
+            server.sent_ago_ns = 0
+            await browser.wait_for("!navsrv.shown.faultShown && navsrv.shown.closest")
+            missed = (await browser.evaluate("navsrv.shown"))["missed"]
+            server.step = 3
+            await browser.wait_for(f"navsrv.shown.missed > {missed + 5}")
+
+    asyncio.run(story())
+
+
+def test_after_a_hung_page_no_old_frame_is_shown() -> None:
+    async def story() -> None:
+        async with opened() as (_server, browser):
+            # Every age that the page shows as current is taken down while its thread hangs and after.
+            await browser.evaluate("""(() => {
+                window.ages = [];
+                const show = navsrv.display.show.bind(navsrv.display);
+                navsrv.display.show = (view, now) => { if (!view.fault) ages.push(view.ageMs); show(view, now); };
+            })()""")
+            await browser.evaluate(
+                "{ const t = performance.now(); while (performance.now() - t < 1500); ages.length = 0 }"
+            )
+            await browser.wait_for("ages.length > 5")
+            ages = await browser.evaluate("ages")
+            assert max(ages) <= SILENCE_MS
+
+    asyncio.run(story())
+
+
+def test_a_proposed_registration_is_decided_by_the_operator_alone() -> None:
+    async def story() -> None:
+        async with opened() as (server, browser):
+            server.lose("UNREGISTERED", "A registration is proposed")
+            server.frame["registration"] |= {"id": "r2", "state": "proposed"}
+            server.answer = {"ok": False, "error": "the role viewer may not accept"}
+            await browser.wait_for("navsrv.shown.registration.proposalShown")
+            await browser.evaluate("document.querySelector('#proposal .accept').click()")
+            words = await browser.wait_for("document.querySelector('.proposal-error').textContent")
+            assert "the role viewer may not accept" in words
+            assert server.commands[0]["op"] == "accept_registration"
+            assert server.commands[0]["args"] == {"id": "r2"}
+            # Refused, so it is still asked; it goes only when a frame says that it is decided.
+            assert (await browser.evaluate("navsrv.shown"))["registration"]["proposalShown"]
+            server.frame = server.valid()
+            await browser.wait_for("!navsrv.shown.registration.proposalShown && navsrv.shown.state === 'OK'")
+
+    asyncio.run(story())
