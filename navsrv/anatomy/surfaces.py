@@ -1,7 +1,7 @@
 """Owns how surfaces are made: from a label, a CT at a HU threshold, any field of numbers, a surface file.
 
-Every surface that leaves here is in LPS mm, closed and outward (counter-clockwise seen from outside).  Refuses surface
-files whose space is not said, that are open, or that lie elsewhere than the CT.
+Every surface that leaves here is in LPS mm, closed and outward (counter-clockwise seen from outside).  Refuses files
+(``surface_files``).
 
 A label is drawn voxel by voxel, so its border is a staircase.  It is blurred with a Gaussian not quite as wide as the
 voxel is long, and cut not at one half but at the value that keeps the label's volume: a plain blur shrinks every round
@@ -12,7 +12,6 @@ put back.  How far the result lies from the voxels' faces is measured, never ass
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from navsrv.anatomy.case import Volume
 from navsrv.anatomy.mesh import Mesh
 from navsrv.kernel.errors import InputError
-from navsrv.kernel.frames import Array, points_ras_from_lps
+from navsrv.kernel.frames import Array
 
 BLUR: Final = 0.6
 """Standard deviation of the blur of a label, in longest voxel edges."""
@@ -30,13 +29,6 @@ SHORTEST_STEP: Final = 1e-3
 """A surface never comes closer to a grid point than this part of the step: no degenerate triangles."""
 
 DEVIATION_SAMPLES: Final = 4000
-SPACES: Final = ("LPS", "RAS")
-READERS: Final = {
-    ".stl": "vtkSTLReader",
-    ".ply": "vtkPLYReader",
-    ".obj": "vtkOBJReader",
-    ".vtp": "vtkXMLPolyDataReader",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,45 +121,12 @@ def mask_surface(
     corner = tuple(int(s.start - m) for s, m in zip(boxes[0][::-1], margin[::-1], strict=True))
     _hold(field, part, level)
     mesh = field_surface(field, level, grid, (corner[0], corner[1], corner[2]))
-    faces = grid.ct_from_index(_face_centres(part) + np.asarray(corner))
+    # Pockets of background inside the label that the blur closed are no border of the structure.
+    solid = part | (ndimage.binary_fill_holes(part) & (field >= level))
+    faces = grid.ct_from_index(_face_centres(solid) + np.asarray(corner))
     distance = distance_to_surface(mesh, faces)
     volume = voxels * float(np.prod(grid.spacing_mm))
     return LabelSurface(mesh, float(np.sqrt(np.mean(distance**2))), float(distance.max()), volume)
-
-
-def read_surface(path: Path, space: str) -> Mesh:
-    """Return a surface file (STL, PLY, OBJ, VTP) in LPS mm, turned outward.
-
-    Parameters
-    ----------
-    path : Path
-    space : str
-        ``LPS`` or ``RAS``: the space of the file's numbers.  Files seldom say it, so the user must.
-
-    Raises
-    ------
-    InputError
-        Missing, empty, not of a known format, not finite, open, of an extent that is not millimetres, or its own header
-        names the other space.
-    """
-    if space not in SPACES:
-        raise InputError(f"{path}: surface: space {space!r}; expected LPS or RAS")
-    if not path.is_file():
-        raise InputError(f"{path}: surface: no such file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: surface: the file is empty (0 bytes)")
-    said = _space_in_header(path)
-    if said is not None and said != space:
-        raise InputError(f"{path}: surface: its header says SPACE={said}, but {space} was given; which one is right?")
-    vertices, triangles = _read_polydata(path)
-    try:
-        mesh = Mesh(points_ras_from_lps(vertices) if space == "RAS" else vertices, triangles)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    rims = open_edges(mesh)
-    if rims:
-        raise InputError(f"{path}: surface: open, {rims} edges have no neighbour; expected a closed surface")
-    return mesh if signed_volume_mm3(mesh) > 0 else Mesh(mesh.vertices_mm, mesh.triangles[:, ::-1])
 
 
 def require_within(mesh: Mesh, ct: Volume, what: str) -> None:
@@ -235,7 +194,8 @@ def to_polydata(mesh: Mesh) -> Any:
     return polydata
 
 
-def _from_polydata(polydata: Any) -> tuple[Array, NDArray[np.int32]]:
+def from_polydata(polydata: Any) -> tuple[Array, NDArray[np.int32]]:
+    """Return vertices (N, 3) and triangles (M, 3) of a vtkPolyData that holds only triangles."""
     from vtkmodules.util.numpy_support import vtk_to_numpy
 
     if polydata.GetNumberOfPoints() == 0 or polydata.GetNumberOfPolys() == 0:
@@ -264,7 +224,7 @@ def _keep_off_grid_points(field: NDArray[Any], level: float) -> None:
 
 
 def _hold(field: NDArray[np.float32], mask: NDArray[np.bool_], level: float) -> None:
-    """Put back, in place, what lies more than a voxel beyond the blurred border: thin spurs lost, narrow gaps filled."""
+    """Put back, in place, what lies over a voxel beyond the blurred border: thin spurs lost, narrow gaps filled."""
     from scipy import ndimage
 
     near = np.ones((3, 3, 3), bool)
@@ -291,7 +251,7 @@ def _flying_edges(field: NDArray[Any], level: float) -> tuple[Array, NDArray[np.
     cutter.ComputeGradientsOff()
     cutter.ComputeScalarsOff()
     cutter.Update()
-    return _from_polydata(cutter.GetOutput())
+    return from_polydata(cutter.GetOutput())
 
 
 def _face_centres(mask: NDArray[np.bool_]) -> Array:
@@ -303,44 +263,6 @@ def _face_centres(mask: NDArray[np.bool_]) -> Array:
         centres.append(low[:, ::-1])
     every = np.concatenate(centres)
     return every[:: max(1, len(every) // DEVIATION_SAMPLES)]
-
-
-def _space_in_header(path: Path) -> str | None:
-    """Return the space that a file names in its first bytes, ``SPACE=LPS``, as 3D Slicer and this software write it."""
-    with path.open("rb") as file:
-        head = file.read(512).upper()
-    for space in SPACES:
-        if f"SPACE={space}".encode() in head:
-            return space
-    return None
-
-
-def _read_polydata(path: Path) -> tuple[Array, NDArray[np.int32]]:
-    import vtkmodules.vtkIOGeometry as io_geometry
-    import vtkmodules.vtkIOPLY as io_ply
-    import vtkmodules.vtkIOXML as io_xml
-    from vtkmodules.vtkCommonCore import vtkObject
-    from vtkmodules.vtkFiltersCore import vtkTriangleFilter
-
-    name = READERS.get(path.suffix.lower())
-    if name is None:
-        raise InputError(f"{path}: surface: unknown format {path.suffix!r}; expected {', '.join(READERS)}")
-    reader = next(getattr(m, name) for m in (io_geometry, io_ply, io_xml) if hasattr(m, name))()
-    shown = vtkObject.GetGlobalWarningDisplay()
-    vtkObject.GlobalWarningDisplayOff()  # VTK complains on the terminal and goes on; the result is judged below
-    try:
-        reader.SetFileName(str(path))
-        triangulate: Any = vtkTriangleFilter()
-        triangulate.PassVertsOff()
-        triangulate.PassLinesOff()
-        triangulate.SetInputConnection(reader.GetOutputPort())
-        triangulate.Update()
-    finally:
-        vtkObject.SetGlobalWarningDisplay(shown)
-    vertices, triangles = _from_polydata(triangulate.GetOutput())
-    if len(triangles) == 0:
-        raise InputError(f"{path}: surface: no triangles in it; is it really {path.suffix.lower()}?")
-    return vertices, triangles
 
 
 def _box_text(low: Array, high: Array) -> str:

@@ -118,7 +118,10 @@ def write_mha(volume: Volume, path: Path, *, compress: bool = False) -> None:
     image.SetOrigin(volume.origin_mm.tolist())
     image.SetSpacing(volume.spacing_mm.tolist())
     image.SetDirection(volume.direction.ravel().tolist())
-    sitk.WriteImage(image, str(path), compress)
+    try:
+        sitk.WriteImage(image, str(path), compress)
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be written ({_reason(error)}); is the disk full?") from None
 
 
 def crop(volume: Volume, low_ijk: tuple[int, int, int], high_ijk: tuple[int, int, int]) -> Volume:
