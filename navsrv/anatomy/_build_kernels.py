@@ -39,7 +39,7 @@ def partition_at(order, keys, first, last, nth):
 
 @compiled
 def split_range(order, centres, first, last, unit):
-    """Halve ``order[first:last]`` along the longest axis of its centres; the left part is a multiple of ``unit`` long."""
+    """Halve ``order[first:last]`` along the longest axis of its centres; ``unit`` divides the length of the left part."""
     axis, longest = 0, -1.0
     for i in range(3):
         low, high = FAR, -FAR
@@ -185,8 +185,16 @@ def fill_nodes(node_child, node_range, order, vertices, triangles, frame, dipole
             dipole[node, 6, k] = r2
             angle = 0.5 * math.atan2(2.0 * cuv, cuu - cvv)
             cosine, sine = math.cos(angle), math.sin(angle)
-            axes[0, 0], axes[0, 1], axes[0, 2] = cosine * ux + sine * vx, cosine * uy + sine * vy, cosine * uz + sine * vz
-            axes[1, 0], axes[1, 1], axes[1, 2] = cosine * vx - sine * ux, cosine * vy - sine * uy, cosine * vz - sine * uz
+            axes[0, 0], axes[0, 1], axes[0, 2] = (
+                cosine * ux + sine * vx,
+                cosine * uy + sine * vy,
+                cosine * uz + sine * vz,
+            )
+            axes[1, 0], axes[1, 1], axes[1, 2] = (
+                cosine * vx - sine * ux,
+                cosine * vy - sine * uy,
+                cosine * vz - sine * uz,
+            )
             axes[2, 0], axes[2, 1], axes[2, 2] = nx, ny, nz
             for i in range(3):
                 for m in range(3):
@@ -220,8 +228,16 @@ def vertex_fans(vertices, triangles, neighbour, normals, valence, corner_of):
     for t in range(triangles.shape[0]):
         for corner in range(3):
             a, b, c = triangles[t, corner], triangles[t, (corner + 1) % 3], triangles[t, (corner + 2) % 3]
-            ux, uy, uz = vertices[b, 0] - vertices[a, 0], vertices[b, 1] - vertices[a, 1], vertices[b, 2] - vertices[a, 2]
-            vx, vy, vz = vertices[c, 0] - vertices[a, 0], vertices[c, 1] - vertices[a, 1], vertices[c, 2] - vertices[a, 2]
+            ux, uy, uz = (
+                vertices[b, 0] - vertices[a, 0],
+                vertices[b, 1] - vertices[a, 1],
+                vertices[b, 2] - vertices[a, 2],
+            )
+            vx, vy, vz = (
+                vertices[c, 0] - vertices[a, 0],
+                vertices[c, 1] - vertices[a, 1],
+                vertices[c, 2] - vertices[a, 2],
+            )
             nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
             double_area = math.sqrt(nx * nx + ny * ny + nz * nz)
             weight = math.atan2(double_area, ux * vx + uy * vy + uz * vz)
@@ -253,14 +269,14 @@ def vertex_fans(vertices, triangles, neighbour, normals, valence, corner_of):
 def fill_grid(node_frame, node_child, leaf_xyz, origin, cell, grid_slot, grid_distance):
     """Fill a nearest slot and a lower bound of the unsigned distance (mm) for the centre of each cell."""
     stack_node, stack_lb, lane = np.empty(STACK, np.int64), np.empty(STACK), np.empty(8)
-    seed = 0
+    zero, seed, limit = np.int64(0), np.int64(0), np.int64(1 << 40)
     for i in range(grid_slot.shape[0]):
         for j in range(grid_slot.shape[1]):
             for m in range(grid_slot.shape[2]):
                 k = m if (i + j) % 2 == 0 else grid_slot.shape[2] - 1 - m
                 x, y, z = origin[0] + (i + 0.5) * cell, origin[1] + (j + 0.5) * cell, origin[2] + (k + 0.5) * cell
                 d2, seed, _, _ = nearest_to_point(
-                    node_frame, node_child, leaf_xyz, 0, x, y, z, seed, FAR, 1 << 40, stack_node, stack_lb, lane
+                    node_frame, node_child, leaf_xyz, zero, x, y, z, seed, FAR, limit, stack_node, stack_lb, lane
                 )
                 grid_slot[i, j, k] = seed
                 grid_distance[i, j, k] = math.sqrt(d2)
@@ -292,6 +308,7 @@ def label_pieces(neighbour, label, waiting):
 @compiled
 def sides_agree(slots, step_mm, node_child, leaf_xyz, leaf_triangle, dipole, stack_node):
     """Return whether the winding number is 0 just outside and 1 just inside of each triangle of ``slots``."""
+    zero = np.int64(0)
     for slot in slots:
         leaf, k = slot // 8, slot % 8
         n = slot_normal(leaf_xyz, slot)
@@ -299,7 +316,7 @@ def sides_agree(slots, step_mm, node_child, leaf_xyz, leaf_triangle, dipole, sta
             x = (leaf_xyz[leaf, 0, k] + leaf_xyz[leaf, 3, k] + leaf_xyz[leaf, 6, k]) / 3.0 + side * step_mm * n[0]
             y = (leaf_xyz[leaf, 1, k] + leaf_xyz[leaf, 4, k] + leaf_xyz[leaf, 7, k]) / 3.0 + side * step_mm * n[1]
             z = (leaf_xyz[leaf, 2, k] + leaf_xyz[leaf, 5, k] + leaf_xyz[leaf, 8, k]) / 3.0 + side * step_mm * n[2]
-            w = winding_number(node_child, leaf_xyz, leaf_triangle, dipole, 0, 0, x, y, z, stack_node)
+            w = winding_number(node_child, leaf_xyz, leaf_triangle, dipole, zero, zero, x, y, z, stack_node)
             if math.fabs(w - (0.5 - 0.5 * side)) > 0.3:
                 return False
     return True

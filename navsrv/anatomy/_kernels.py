@@ -4,8 +4,8 @@ Every function here is a pure function of its arguments: no hint survives from o
 pose gives the same bits whatever came before it.  Arithmetic is float64 without fast-math, hence no contraction and the
 same bits on every IEEE machine.
 
-Layout: a node has eight children in columns (structure of arrays), a leaf eight triangles; a loop over ``range(8)``
-therefore becomes vector instructions.  A *slot* is ``leaf * 8 + lane``.
+Layout: a node has eight children in columns (structure of arrays), a leaf eight triangles; loops over them run
+to ``lane.size`` and not to 8, since a known count would be unrolled before it could become vector instructions.  A *slot* is ``leaf * 8 + lane``.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
-import numpy as np
 from numba import njit
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 STACK: Final = 512
 """Room of a traversal stack: seven waiting children for each level, and a tree of 2**31 triangles has 11 levels."""
@@ -27,14 +24,14 @@ ACCURACY: Final = 2.0
 """Distance over radius beyond which a cluster of triangles counts as one dipole (Barill et al. 2018 use 2)."""
 
 
-def compiled(function: F) -> F:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` compiled at its first call and cached on disk."""
-    return cast(F, njit(cache=True, error_model="numpy", nogil=True)(function))
+    return cast(Callable[..., Any], njit(cache=True, error_model="numpy", nogil=True)(function))
 
 
-def inlined(function: F) -> F:
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` for use inside compiled loops, always inlined so that the loop can become vectors."""
-    return cast(F, njit(cache=True, error_model="numpy", nogil=True, forceinline=True)(function))
+    return cast(Callable[..., Any], njit(cache=True, error_model="numpy", nogil=True, forceinline=True)(function))
 
 
 @inlined
@@ -151,25 +148,40 @@ def nearest_to_point(
         node = stack_node[sp]
         if node < 0:
             leaf = -1 - node
-            for k in range(8):
+            for k in range(lane.size):
                 lane[k] = slot_point(leaf_xyz, leaf, k, px, py, pz)[0]
             for k in range(8):
                 if lane[k] < best2:
                     best2, slot = lane[k], leaf * 8 + k
             continue
-        for k in range(8):
-            u = math.fabs(
-                node_frame[node, 0, k] * px + node_frame[node, 1, k] * py + node_frame[node, 2, k] * pz
-                - node_frame[node, 9, k]
-            ) - node_frame[node, 12, k]
-            v = math.fabs(
-                node_frame[node, 3, k] * px + node_frame[node, 4, k] * py + node_frame[node, 5, k] * pz
-                - node_frame[node, 10, k]
-            ) - node_frame[node, 13, k]
-            w = math.fabs(
-                node_frame[node, 6, k] * px + node_frame[node, 7, k] * py + node_frame[node, 8, k] * pz
-                - node_frame[node, 11, k]
-            ) - node_frame[node, 14, k]
+        for k in range(lane.size):
+            u = (
+                math.fabs(
+                    node_frame[node, 0, k] * px
+                    + node_frame[node, 1, k] * py
+                    + node_frame[node, 2, k] * pz
+                    - node_frame[node, 9, k]
+                )
+                - node_frame[node, 12, k]
+            )
+            v = (
+                math.fabs(
+                    node_frame[node, 3, k] * px
+                    + node_frame[node, 4, k] * py
+                    + node_frame[node, 5, k] * pz
+                    - node_frame[node, 10, k]
+                )
+                - node_frame[node, 13, k]
+            )
+            w = (
+                math.fabs(
+                    node_frame[node, 6, k] * px
+                    + node_frame[node, 7, k] * py
+                    + node_frame[node, 8, k] * pz
+                    - node_frame[node, 11, k]
+                )
+                - node_frame[node, 14, k]
+            )
             u, v, w = u if u > 0.0 else 0.0, v if v > 0.0 else 0.0, w if w > 0.0 else 0.0
             lane[k] = u * u + v * v + w * w
         sp = push_children(node_child, node, lane, best2, stack_node, stack_lb, sp)

@@ -1,9 +1,9 @@
 """Owns distance structures: what is prepared once from a surface so that a distance to it costs microseconds.
 
 Refuses live state and surfaces whose inside cannot be told.  A structure is an eight-wide tree of oriented boxes
-(float32, rounded outwards) over leaves of eight triangles (float64, exact), what the sign needs, and a coarse grid that names for
-each cell a triangle close by: the first upper bound of every search is looked up, not remembered, so that a distance
-depends on the position alone.
+(float32, rounded outwards) over leaves of eight triangles (float64, exact), what the sign needs, and a coarse grid that
+names for each cell a triangle close by: the first upper bound of every search is looked up, not remembered, so that a
+distance depends on the position alone.
 
 Sign, chosen at build and recorded: ``PSEUDONORMAL`` (Baerentzen and Aanaes 2005) where the surface is proved to be a
 closed manifold and samples of every piece have winding number 0 outside and 1 inside; else ``WINDING``, the generalised

@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 
 from navsrv.anatomy._kernels import (
+    FAR,
     clamp01,
     compiled,
     inlined,
     inside_by_normal,
     nearest_to_point,
-    origin_triangle,
     push_children,
     slot_point,
     winding_number,
@@ -49,7 +49,7 @@ def clamp_to(s, low, high):
 
 @inlined
 def segment_edge(ex, ey, ez, ux, uy, uz, uu, wx, wy, wz, length):
-    """Return (squared distance, s, t) of the segment ``s w`` (0 to length, w unit) and the edge ``e + t u`` (0 to 1)."""
+    """Return (squared distance, s, t) of the segment ``s w`` (0 to length, w unit) and the edge ``e + t u``."""
     b = wx * ux + wy * uy + wz * uz
     c = -(wx * ex + wy * ey + wz * ez)
     f = -(ux * ex + uy * ey + uz * ez)
@@ -142,7 +142,23 @@ def slot_segment(leaf_xyz, leaf, k, px, py, pz, wx, wy, wz, length):
 
 @compiled
 def nearest_to_segment(
-    node_frame, node_child, leaf_xyz, root, px, py, pz, wx, wy, wz, length, best2, slot, seed, stack_node, stack_lb, lane
+    node_frame,
+    node_child,
+    leaf_xyz,
+    root,
+    px,
+    py,
+    pz,
+    wx,
+    wy,
+    wz,
+    length,
+    best2,
+    slot,
+    seed,
+    stack_node,
+    stack_lb,
+    lane,
 ):
     """Return (squared distance, slot, visits, lower bound squared) of the triangle nearest to the segment p + s w.
 
@@ -165,13 +181,13 @@ def nearest_to_segment(
         node = stack_node[sp]
         if node < 0:
             leaf = -1 - node
-            for k in range(8):
+            for k in range(lane.size):
                 lane[k] = slot_segment(leaf_xyz, leaf, k, px, py, pz, wx, wy, wz, length)[0]
             for k in range(8):
                 if lane[k] < best2:
                     best2, slot = lane[k], leaf * 8 + k
             continue
-        for k in range(8):
+        for k in range(lane.size):
             x = node_frame[node, 0, k] * px + node_frame[node, 1, k] * py + node_frame[node, 2, k] * pz
             y = node_frame[node, 3, k] * px + node_frame[node, 4, k] * py + node_frame[node, 5, k] * pz
             z = node_frame[node, 6, k] * px + node_frame[node, 7, k] * py + node_frame[node, 8, k] * pz
@@ -194,7 +210,7 @@ def nearest_to_segment(
 
 @inlined
 def grid_index(meta_f, meta_i, i, x, y, z):
-    """Return (flat cell of structure i at or next to the point, distance in mm of the point from that cell's centre)."""
+    """Return (flat cell of structure i at or next to the point, distance of the point from its centre)."""
     ox, oy, oz, cell = meta_f[i, 0], meta_f[i, 1], meta_f[i, 2], meta_f[i, 3]
     nx, ny, nz = meta_i[i, 3], meta_i[i, 4], meta_i[i, 5]
     gx = math.floor(clamp_to((x - ox) / cell, 0.0, nx - 1.0))
@@ -206,9 +222,7 @@ def grid_index(meta_f, meta_i, i, x, y, z):
 
 
 @compiled
-def sample(
-    meta_i, i, trees, signs, slot, px, py, pz, zone2, limit, known_side, stack_node, stack_lb, lane
-):
+def sample(meta_i, i, trees, signs, slot, px, py, pz, zone2, limit, known_side, stack_node, stack_lb, lane):
     """Return (signed distance, slot, x, y, z to the surface, visits, lower bound of the unsigned distance) at a point.
 
     ``slot`` seeds the search; ``known_side`` is -1 inside, 1 outside, 0 to find out.
@@ -226,7 +240,8 @@ def sample(
         inside = inside_by_normal(leaf_xyz, leaf_neighbour, leaf_vertex, vertex_normal, slot, feature, x, y, z)
     else:
         inside = (
-            winding_number(node_child, leaf_xyz, leaf_triangle, dipole, meta_i[i, 6], root, px, py, pz, stack_node) > 0.5
+            winding_number(node_child, leaf_xyz, leaf_triangle, dipole, meta_i[i, 6], root, px, py, pz, stack_node)
+            > 0.5
         )
     d = math.sqrt(d2)
     return -d if inside else d, slot, x, y, z, visits, math.sqrt(rest2)
@@ -262,7 +277,7 @@ def deepest(meta_i, i, trees, signs, px, py, pz, wx, wy, wz, length, iv, iv_slot
         bound_interval(iv, j, wx, wy, wz)
         if iv[j, 3] > best:
             best, best_s, bx, by, bz = iv[j, 3], iv[j, 1], iv[j, 7], iv[j, 8], iv[j, 9]
-    visits, top = 0, best
+    visits, top, zero, endless = 0, best, np.int64(0), np.int64(1 << 40)
     for _ in range(SAMPLES):
         j, top = -1, max(best, 0.0) + DEPTH_TOLERANCE_MM
         for m in range(parts):
@@ -271,11 +286,11 @@ def deepest(meta_i, i, trees, signs, px, py, pz, wx, wy, wz, length, iv, iv_slot
         if j < 0 or visits >= SAMPLE_VISITS or parts + 1 >= iv.shape[0]:
             break
         s = iv[j, 11]
-        side = 0
+        side = zero
         if s - iv[j, 0] < math.fabs(iv[j, 2]):
-            side = -1 if iv[j, 2] > 0.0 else 1
+            side = np.int64(-1 if iv[j, 2] > 0.0 else 1)
         elif iv[j, 1] - s < math.fabs(iv[j, 3]):
-            side = -1 if iv[j, 3] > 0.0 else 1
+            side = np.int64(-1 if iv[j, 3] > 0.0 else 1)
         nearer = 0 if s - iv[j, 0] < iv[j, 1] - s else 1
         d, slot, x, y, z, n, _ = sample(
             meta_i,
@@ -286,8 +301,8 @@ def deepest(meta_i, i, trees, signs, px, py, pz, wx, wy, wz, length, iv, iv_slot
             px + s * wx,
             py + s * wy,
             pz + s * wz,
-            1e300,
-            0,
+            FAR,
+            endless,
             side,
             stack_node,
             stack_lb,
@@ -329,12 +344,26 @@ def measure_all(pose, meta_f, meta_i, trees, signs, grid_slot, grid_distance, wo
     px, py, pz, length, radius = pose[0], pose[1], pose[2], pose[6], pose[7]
     wx, wy, wz = -pose[3], -pose[4], -pose[5]
     count = meta_i.shape[0]
+    zero, limit, zone2, endless = np.int64(0), np.int64(VISITS), ZONE_MM * ZONE_MM, np.int64(1 << 40)
     tip_at, shaft_at = 5 * count, 8 * count
     for i in range(count):
         # the tip
         flat, off = grid_index(meta_f, meta_i, i, px, py, pz)
         tip, tip_slot, tx, ty, tz, n, rest = sample(
-            meta_i, i, trees, signs, grid_slot[flat], px, py, pz, ZONE_MM * ZONE_MM, VISITS, 0, stack_node, stack_lb, lane
+            meta_i,
+            i,
+            trees,
+            signs,
+            np.int64(grid_slot[flat]),
+            px,
+            py,
+            pz,
+            zone2,
+            limit,
+            zero,
+            stack_node,
+            stack_lb,
+            lane,
         )
         size = math.fabs(tip)
         rest = max(rest, min(grid_distance[flat] - off, size))
@@ -347,13 +376,13 @@ def measure_all(pose, meta_f, meta_i, trees, signs, grid_slot, grid_distance, wo
         if not inside:
             least, seed, floor = 1e300, tip_slot, 1e300
             step = meta_f[i, 3]
-            steps = int(math.ceil(length / step))
+            steps = np.int64(math.ceil(length / step))
             for j in range(steps + 1):
                 at = length * j / max(steps, 1)
                 flat, off = grid_index(meta_f, meta_i, i, px + at * wx, py + at * wy, pz + at * wz)
                 floor = min(floor, grid_distance[flat] - off - 0.5 * step)
                 if grid_distance[flat] + off < least:
-                    least, seed = grid_distance[flat] + off, grid_slot[flat]
+                    least, seed = grid_distance[flat] + off, np.int64(grid_slot[flat])
             node_frame, node_child, leaf_xyz, _ = trees
             d2, slot, n, rest2 = nearest_to_segment(
                 node_frame,
@@ -396,9 +425,9 @@ def measure_all(pose, meta_f, meta_i, trees, signs, grid_slot, grid_distance, wo
                 px + length * wx,
                 py + length * wy,
                 pz + length * wz,
-                1e300,
-                0,
-                0,
+                zone2,
+                endless,
+                zero,
                 stack_node,
                 stack_lb,
                 lane,
@@ -410,9 +439,10 @@ def measure_all(pose, meta_f, meta_i, trees, signs, grid_slot, grid_distance, wo
                 meta_i, i, trees, signs, px, py, pz, wx, wy, wz, length, iv, iv_slot, parts, stack_node, stack_lb, lane
             )
             n += m + k
-            if depth >= 0.0 or inside:
-                value, s, x, y, z = -max(depth, 0.0), at, x1, y1, z1
-                doubt = max(0.0, top - max(depth, 0.0))
+            if depth >= 0.0:
+                value, s, x, y, z, doubt = -depth, at, x1, y1, z1, top - depth
+            elif inside:
+                doubt = top
         out[2 * count + i], out[3 * count + i], out[4 * count + i] = value - radius, doubt, s
         out[shaft_at + 3 * i], out[shaft_at + 3 * i + 1], out[shaft_at + 3 * i + 2] = px + x, py + y, pz + z
         visits[count + i] = n

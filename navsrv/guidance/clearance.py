@@ -39,8 +39,8 @@ class Clearances:
     shaft_axis_offset_mm : (S,) float64
         That point of the axis: 0 at the tip, positive towards the hub.
     tip_error_mm, shaft_error_mm : (S,) float64
-        How much smaller in size (tip; shaft outside) or deeper (shaft inside) the truth can be than the value, certified:
-        0 for exact, at most 1e-3 inside, more only where the bound on time cut a search short.
+        How much smaller in size (tip; shaft outside) or deeper (shaft inside) the truth can be than the value,
+        certified: 0 for exact, at most 1e-3 inside, more only where the bound on time cut a search short.
     tip_visits, shaft_visits : (S,) int64
         Nodes and leaves visited: the time spent, in a unit that does not depend on the machine.
     """
@@ -158,7 +158,9 @@ class ClearanceEngine:
             raise ValueError(f"pose {pose.tolist()}: expected finite numbers, a unit axis, length and radius >= 0")
 
 
-def _joined(parts: Sequence[NDArray[np.generic]], empty: tuple[int, ...], kind: type[np.generic]) -> NDArray[np.generic]:
+def _joined(
+    parts: Sequence[NDArray[np.generic]], empty: tuple[int, ...], kind: type[np.generic]
+) -> NDArray[np.generic]:
     """Return ``parts`` as one writeable C-contiguous array of ``kind``, so that the kernels compile once."""
     if not parts:
         return np.zeros(empty, kind)
