@@ -94,10 +94,7 @@ class Pipeline:
                 self._set_link(item.source, None)
                 return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {})]
             case LinkDown():
-                self._drivers.pop(item.source, None)
-                self._set_link(item.source, item.reason)
-                text = f"source {item.source} is down: {item.reason}"
-                return [Note(item.now_ns, "link_down", text, {}), *self._frames(item.now_ns)]
+                return self._link_down(item)
             case CommandIn():
                 return self._command(item)
             case RegistrationIn():
@@ -112,6 +109,16 @@ class Pipeline:
     def next_due_ns(self) -> int:
         """Return the monotonic time (ns) at which a ``Tick`` is needed if nothing else arrives."""
         return min(guide.next_due_ns(self.setup.idle_frame_ns) for guide in self._guides.values())
+
+    def _link_down(self, item: LinkDown) -> list[Output]:
+        """Say it once: a source that stays away for the same reason is no news."""
+        self._drivers.pop(item.source, None)
+        known = all(link.link_down == item.reason for (name, _), link in self._links.items() if name == item.source)
+        if known:
+            return []
+        self._set_link(item.source, item.reason)
+        text = f"source {item.source} is down: {item.reason}"
+        return [Note(item.now_ns, "link_down", text, {}), *self._frames(item.now_ns)]
 
     def _set_link(self, source: str, down: str | None) -> None:
         for (name, _), link in self._links.items():
@@ -224,6 +231,19 @@ class Pipeline:
             self._room.phase = "registration"
         return None
 
+    def _describe(self, item: CommandIn) -> Any:
+        registration = self._registrations.find(item.args["id"])
+        return {
+            "id": registration.id,
+            "method": registration.method,
+            "state": registration.state,
+            "verdict": registration.verdict,
+            "reason": registration.reason,
+            "tre_mm": registration.tre_mm,
+            "T_ct_from_ref": np.ravel(registration.T_ct_from_ref.matrix).tolist(),
+            "covariance": registration.covariance.ravel().tolist(),
+        }
+
     def _set_phase(self, item: CommandIn) -> Any:
         if item.args["phase"] not in PHASES:
             raise CommandRefused(f"unknown phase {item.args['phase']!r}; one of {', '.join(PHASES)}")
@@ -266,9 +286,10 @@ _OPERATIONS = {
     "acknowledge_alarm": Pipeline._acknowledge,
     "accept_registration": Pipeline._accept,
     "reject_registration": Pipeline._reject,
+    "describe_registration": Pipeline._describe,
     "set_phase": Pipeline._set_phase,
     "park_tool": Pipeline._park,
     "sample_tip": Pipeline._sample_tip,
     "reference_at": Pipeline._reference_at,
 }
-_READING = frozenset(("sample_tip", "reference_at"))
+_READING = frozenset(("describe_registration", "sample_tip", "reference_at"))

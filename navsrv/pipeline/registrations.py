@@ -81,6 +81,13 @@ class Registrations:
         self.last = rejected
         return rejected
 
+    def find(self, registration_id: str) -> Registration:
+        """Return the accepted, proposed or last registration of this id; KeyError if none of them has it."""
+        for registration in (self.accepted, self.proposed, self.last):
+            if registration is not None and registration.id == registration_id:
+                return registration
+        raise KeyError(registration_id)
+
     def shown(self, now_ns: int) -> RegistrationState:
         """Return the registration that geometry rests on; without one, the newest of any state."""
         current = self.accepted or self.last

@@ -1,4 +1,1 @@
-"""When and to whom: configuration, the real-time loop, displays, session, DICOM intake, recorder, command line.
-
-The only room with asyncio, threads or processes.  Refuses to decide anything clinical.
-"""
+"""The real-time loop, display hub, session, recorder and command line: when and to *whom*.  Refuses clinical decisions."""

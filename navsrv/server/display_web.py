@@ -20,11 +20,12 @@ import zmq.asyncio
 from aiohttp import WSCloseCode, WSMsgType, web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from navsrv.server.boots import HubBoot
 from navsrv.server.scenery import Scenery
 from navsrv.wire.guidance import STATES
 
 if TYPE_CHECKING:
-    from navsrv.server.hub import FrameBoard, HubBoot
+    from navsrv.server.hub import FrameBoard
 
 STATIC: Final = Path(__file__).parent.parent / "display" / "static"
 MAX_UNACKNOWLEDGED: Final = 8

@@ -13,31 +13,18 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
 from navsrv.anatomy.case import Case
+from navsrv.server.boots import HubBoot
 from navsrv.server.channel import Channel, ChannelClosed
-from navsrv.server.config import Config
 from navsrv.server.display_igtl import IgtlDisplays
 from navsrv.server.display_web import WebDisplays
 from navsrv.server.scenery import Scenery
 from navsrv.wire.guidance import GuidanceFrame, decode_frame, encode_json
-
-
-@dataclass(frozen=True, slots=True)
-class HubBoot:
-    """What the session hands to the hub at its start."""
-
-    config: Config
-    case_folder: str
-    session_folder: str
-    host: str
-    zmq_port: int
-    commands_port: int
 
 
 class FrameBoard:

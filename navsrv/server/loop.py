@@ -14,7 +14,6 @@ import selectors
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ import zmq
 
 from devices.openigtlink import encode_hello
 from navsrv.anatomy.case import Case
+from navsrv.kernel.errors import InputError
 from navsrv.pipeline.inputs import (
     BytesIn,
     CommandIn,
@@ -40,6 +40,7 @@ from navsrv.pipeline.inputs import (
 )
 from navsrv.pipeline.pipeline import Output, Pipeline
 from navsrv.pipeline.setup import Setup
+from navsrv.server.boots import LoopBoot
 from navsrv.server.channel import Channel, ChannelClosed
 from navsrv.server.config import Config, TrackerConfig
 from navsrv.server.records import FRAME, INPUT, NOTE, RecordSink
@@ -50,16 +51,6 @@ from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timest
 READ_BYTES: Final = 1 << 16
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class LoopBoot:
-    """What the session hands to the loop at its start."""
-
-    config: Config
-    case_folder: str
-    session: str
-    record_endpoint: str | None
 
 
 class TrackerClient:
@@ -300,7 +291,11 @@ def main() -> int:
     """Run as ``python -m navsrv.server.loop FD``; the session holds the other end of the socket pair."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     boot: LoopBoot = pickle.loads(channel.receive_one(30.0))
-    setup = build_setup(boot.config, Case.load(Path(boot.case_folder)), boot.session)
+    try:
+        setup = build_setup(boot.config, Case.load(Path(boot.case_folder)), boot.session)
+    except InputError as error:
+        channel.send({"kind": "failed", "value": str(error)})
+        return 2
     warm_up(setup)
     try:
         loop = Loop(setup, boot.config, channel, boot.record_endpoint)

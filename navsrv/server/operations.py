@@ -78,6 +78,11 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "acknowledge_alarm": Operation("Acknowledge one alarm by its id.", {"id": "text"}, "loop"),
     "accept_registration": Operation("Use the proposed registration from now on.", {"id": "text"}, "loop"),
     "reject_registration": Operation("Drop a proposed registration, or stop using it.", {"id": "text"}, "loop"),
+    "describe_registration": Operation(
+        "Return a registration's transform (16 numbers, row by row), covariance (36), verdict and reason.",
+        {"id": "text"},
+        "loop",
+    ),
     "set_phase": Operation("Set the phase of the procedure.", {"phase": "text"}, "loop"),
     "park_tool": Operation(
         "Say that a tool is parked on purpose, or in use again.", {"tool": "text", "parked": "flag"}, "loop"

@@ -36,12 +36,11 @@ from navsrv.kernel.errors import CalibrationError, InputError, RegistrationError
 from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.registration import RegistrationResult
 from navsrv.kernel.samples import VolumeSample
+from navsrv.server.boots import HubBoot, LoopBoot
 from navsrv.server.channel import ChannelClosed
 from navsrv.server.config import Config
 from navsrv.server.fluoroscopy import write_fluoroscopy
-from navsrv.server.hub import HubBoot
 from navsrv.server.imaging import DeviceListener, Exposure
-from navsrv.server.loop import LoopBoot
 from navsrv.server.operations import OPERATIONS, listing
 from navsrv.server.processes import Child
 from navsrv.server.records import IMAGE, NOTE, STOP, RecordSink

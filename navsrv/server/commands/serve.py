@@ -21,13 +21,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve; print one JSON line once ready."""
+    from navsrv.anatomy.builtin import ensure_case
     from navsrv.anatomy.case import Case
-    from navsrv.server.cases import ensure_case
     from navsrv.server.config import load_config
+    from navsrv.server.progress import terminal_progress
     from navsrv.server.session import serve
 
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s"
     )
     config = load_config(args.config, args.overrides)
-    return asyncio.run(serve(config, Case.load(ensure_case(config.server.case))))
+    with terminal_progress() as progress:
+        folder = ensure_case(config.server.case, progress)
+    return asyncio.run(serve(config, Case.load(folder)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,5 +21,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become the simulator."""
+    become(args.rest)
+
+
+def become(arguments: list[str]) -> NoReturn:
+    """Replace this process by ``python -m simulators``: the server's packages never import simulators."""
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "simulators", *args.rest])
+    os.execv(sys.executable, [sys.executable, "-m", "simulators", *arguments])

@@ -1,0 +1,29 @@
+"""Owns what the session hands to its children at their start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from navsrv.server.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class LoopBoot:
+    """For the real-time loop."""
+
+    config: Config
+    case_folder: str
+    session: str
+    record_endpoint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HubBoot:
+    """For the display hub."""
+
+    config: Config
+    case_folder: str
+    session_folder: str
+    host: str
+    zmq_port: int
+    commands_port: int

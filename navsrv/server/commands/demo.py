@@ -1,0 +1,29 @@
+"""``navsrv demo``: the whole job on simulators, which are programs of their own."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from navsrv.server.commands.simulate import become
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``demo``; its arguments belong to ``python -m simulators demo``."""
+    parser = subparsers.add_parser("demo", help="the whole job on simulators over real sockets", add_help=False)
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the case, with progress, and become the demo."""
+    from navsrv.anatomy.builtin import ensure_case
+    from navsrv.server.progress import terminal_progress
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--case", default="sacrum")
+    chosen, rest = own.parse_known_args(args.rest)
+    if "-h" in rest or "--help" in rest:
+        become(["demo", "--help"])
+    with terminal_progress() as progress:
+        folder = ensure_case(chosen.case, progress)
+    become(["demo", "--case", str(folder), *rest])

@@ -1,0 +1,373 @@
+"""Owns the demo: the whole room on this machine, every part a process of its own, speaking over real sockets.
+
+The tracker, the C-arm, the O-arm and the server are started; an operator, simulated here, spins the O-arm, looks at the
+proposed registration, accepts it, and inserts the needle.  At the end the figures are taken from what a display
+received and from the simulator's truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from queue import Empty, Queue
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+import numpy as np
+import zmq
+
+from navsrv.anatomy.case import Case
+from navsrv.kernel.errors import InputError
+from navsrv.kernel.frames import CT, REFERENCE, Rigid
+from navsrv.wire.guidance import GuidanceFrame, decode_frame
+from simulators.arguments import Parser, number, whole
+from simulators.judging import Received, Shaft, judge, registration_error_mm
+from simulators.world.scene import read_truth_log
+from simulators.world.truth import Truth
+
+RATE_HZ: Final = 60.0
+LOOK_S: Final = 2.0
+"""How long the simulated operator looks at a proposed registration, headless."""
+BROWSER_LOOK_S: Final = 6.0
+REGISTRATION_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 120.0
+
+
+class DemoFailed(Exception):
+    """The demo could not go on; its text says where it stopped."""
+
+
+def example_path(name: str) -> Path:
+    """Return a shipped example configuration: in the installed package, or in the checkout beside it."""
+    installed = Path(str(files("navsrv") / "examples" / name))
+    return installed if installed.is_file() else Path(str(files("navsrv"))).parent / "examples" / name
+
+
+class Part:
+    """One process of the room: JSON lines out, JSON lines in."""
+
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        self.name = name
+        self.lines: Queue[dict[str, Any] | None] = Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(json.loads(line))
+        self.lines.put(None)
+
+    def wait_for(self, key: str, timeout_s: float) -> dict[str, Any]:
+        """Return the next line that has ``key``; DemoFailed when the process ends or is silent."""
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                line = self.lines.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                raise DemoFailed(f"the {self.name} said nothing of {key!r} within {timeout_s:g} s") from None
+            if line is None:
+                raise DemoFailed(f"the {self.name} ended by itself (exit status {self.process.wait()})")
+            if key in line:
+                return line
+
+    def tell(self, **order: Any) -> None:
+        """Send one order."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        """End the process and wait for it."""
+        self.process.terminate()
+        try:
+            self.process.wait(20.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Watcher:
+    """A display that takes every frame; never the server's business how long this takes."""
+
+    def __init__(self, port: int) -> None:
+        self.received: list[tuple[int, bytes]] = []
+        self.newest: GuidanceFrame | None = None
+        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"guidance")
+        self._socket.setsockopt(zmq.RCVHWM, 100_000)
+        self._socket.connect(f"tcp://127.0.0.1:{port}")
+
+    def pump(self, seconds: float, until: Callable[[GuidanceFrame], bool] | None = None) -> GuidanceFrame | None:
+        """Take frames for ``seconds``, or until one fits; return that one."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if not self._socket.poll(int(left * 1000) + 1):
+                continue
+            payload = self._socket.recv()
+            self.received.append((time.monotonic_ns(), payload))
+            self.newest = decode_frame(payload)
+            if until is not None and until(self.newest):
+                return self.newest
+        return None
+
+
+class Commander:
+    """The operator's command channel."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(f"tcp://127.0.0.1:{port}")
+        self._next = 0
+
+    def ask(self, op: str, **args: Any) -> Any:
+        """Return the result of one command; DemoFailed when it is refused."""
+        self._next += 1
+        self._socket.send(msgspec.msgpack.encode({"id": self._next, "op": op, "args": args}))
+        if not self._socket.poll(5000):
+            raise DemoFailed(f"{op}: the server did not answer")
+        answer = msgspec.msgpack.decode(self._socket.recv())
+        if not answer["ok"]:
+            raise DemoFailed(f"{op}: {answer['error']}")
+        return answer["result"]
+
+
+class Room:
+    """All processes of the demo."""
+
+    def __init__(self, case: Case, args: argparse.Namespace) -> None:
+        self.case, self.args = case, args
+        self.started = time.monotonic()
+        self.folder = Path(tempfile.mkdtemp(prefix="navsrv-demo-"))
+        self.truth_file = self.folder / "truth.jsonl"
+        self.accepted: dict[str, Any] = {}
+        self._parts: list[Part] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self.truth_file.unlink(missing_ok=True)
+        self.folder.rmdir()
+
+    def part(self, name: str, *arguments: str) -> Part:
+        """Start one process."""
+        part = Part(name, list(arguments))
+        self._parts.append(part)
+        return part
+
+    def stop(self) -> None:
+        """End the server first, then the simulators."""
+        for part in reversed(self._parts):
+            part.stop()
+        self._parts.clear()
+
+    def start(self) -> None:
+        """Start the simulators and the server, and wait until all are ready."""
+        room = ["--case", str(self.case.folder), "--seed", str(self.args.seed)]
+        self.tracker = self.part(
+            "tracker", "simulators", "tracker", *room, "--rate-hz", f"{RATE_HZ:g}", "--latency-ms", "14",
+            "--speed", f"{self.args.speed:g}", "--truth", str(self.truth_file),
+        )  # fmt: skip
+        said = self.tracker.wait_for("ready", START_TIMEOUT_S)
+        port, self.tracker_story_s = said["port"], float(said["story_s"])
+        overrides = [f"trackers.main.port={port}", f'server.case="{self.case.folder}"']
+        if self.args.headless:
+            overrides += [f"ports.{name}=0" for name in ("openigtlink", "devices", "zmq", "commands", "http")]
+        settings = [word for override in overrides for word in ("--set", override)]
+        config = str(example_path("demo.toml"))
+        self.server = self.part("server", "navsrv.server.cli", "serve", config, *settings)
+        self.ready = self.server.wait_for("ready", START_TIMEOUT_S)
+        devices = f"127.0.0.1:{self.ready['ports']['devices']}"
+        self.oarm = self.part("O-arm", "simulators", "oarm", *room, "--server", devices)
+        self.carm = self.part("C-arm", "simulators", "carm", *room, "--server", devices)
+        self.watcher = Watcher(self.ready["ports"]["zmq"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ready['ports']['http']}/api/case", timeout=30.0) as page:
+            self.scenery: dict[str, Any] = json.load(page)
+        self.commander = Commander(self.ready["ports"]["commands"])
+
+
+def tell_person(text: str) -> None:
+    """Say what happens, on standard error when a person watches."""
+    if sys.stderr.isatty():
+        print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def run_story(room: Room, url: str) -> None:
+    """Connect, image, register, insert, once."""
+    watcher, args = room.watcher, room.args
+    if watcher.pump(30.0, lambda f: f.state == "UNREGISTERED") is None:
+        raise DemoFailed("the server sent no frame of a connected, unregistered tool within 30 s")
+    tell_person(f"server ready after {time.monotonic() - room.started:.1f} s; display at {url}")
+    room.oarm.wait_for("ready", START_TIMEOUT_S)
+    room.oarm.wait_for("event", 30.0)
+    tell_person("O-arm spins; its volume goes to the server")
+    room.oarm.tell(do="spin")
+    proposed = watcher.pump(REGISTRATION_TIMEOUT_S, lambda f: f.proposal is not None)
+    if proposed is None or proposed.proposal is None or proposed.proposal.id is None:
+        raise DemoFailed(f"no registration was proposed within {REGISTRATION_TIMEOUT_S:g} s")
+    proposal = proposed.proposal
+    tell_person(f"registration {proposal.id} proposed: {proposal.verdict}, predicted TRE {proposal.tre_mm:.2f} mm")
+    look_s = LOOK_S if args.headless else BROWSER_LOOK_S
+    watcher.pump(look_s, lambda f: f.registration.state == "accepted")
+    if watcher.newest is None or watcher.newest.registration.state != "accepted":
+        room.commander.ask("accept_registration", id=proposal.id)
+    room.accepted = room.commander.ask("describe_registration", id=proposal.id)
+    room.carm.wait_for("ready", START_TIMEOUT_S)
+    for view in ("ap", "lateral"):
+        room.carm.tell(do="shoot", view=view)
+    room.tracker.tell(do="insert")
+    tell_person("registration accepted; the needle goes in")
+    seconds = room.tracker_story_s + 1.0
+    watcher.pump(seconds if args.seconds is None else min(seconds, args.seconds))
+
+
+def figures(room: Room, case: Case) -> dict[str, Any]:
+    """Return the figures of a finished run; the processes have ended, so that log and recording are whole."""
+    log = read_truth_log(room.truth_file)
+    needle = next(t for t in room.scenery["tools"] if t["name"] == "Needle")
+    limits = {
+        s["name"]: (s["caution_mm"], s["warning_mm"]) for s in room.scenery["structures"] if s["kind"] == "critical"
+    }
+    shaft = Shaft(needle["length_mm"], needle["diameter_mm"] / 2.0)
+    received = [Received(at, decode_frame(payload)) for at, payload in room.watcher.received]
+    accepted = room.accepted
+    assert case.plan is not None
+    error_mm, error_deg = registration_error_mm(
+        Rigid.from_matrix(CT, REFERENCE, np.array(accepted["T_ct_from_ref"]).reshape(4, 4)),
+        log.T_ct_from_ref,
+        case.plan.target_ct_mm,
+    )
+    first_alert = next(
+        (
+            r.arrival_ns
+            for r in received
+            if any(a.structure is not None and a.condition in LEVELS for a in r.frame.alarms)
+        ),
+        None,
+    )
+    return {
+        "case": case.name,
+        "seed": room.args.seed,
+        "registration": {
+            "error_mm": round(error_mm, 4),
+            "error_deg": round(error_deg, 4),
+            "predicted_tre_mm": round(accepted["tre_mm"], 4),
+            "verdict": accepted["verdict"],
+        },
+        **judge(
+            received, log, Truth.from_case(case.folder), limits, Shaft(needle["length_mm"], needle["diameter_mm"] / 2.0)
+        ),
+        "first_alert_s": None if first_alert is None else round(first_alert / 1e9 - room.started, 2),
+        "alarms": _alarms(received),
+        "target_reached": any(a.condition == "target_reached" for r in received for a in r.frame.alarms),
+        "missed_deadlines": max((r.frame.missed_deadlines for r in received), default=0),
+        "recording": room.ready["recording"],
+    }
+
+
+LEVELS: Final = ("caution", "warning", "breach")
+
+
+def _alarms(received: list[Received]) -> list[dict[str, Any]]:
+    """Return each alarm that appeared, in the order of appearing, with its first text and how often it came."""
+    found: dict[str, dict[str, Any]] = {}
+    present: set[str] = set()
+    for item in received:
+        for alarm in item.frame.alarms:
+            entry = found.setdefault(
+                alarm.id, {"id": alarm.id, "priority": alarm.priority, "text": alarm.text, "times": 0}
+            )
+            entry["times"] += alarm.id not in present
+            entry["priority"] = min(entry["priority"], alarm.priority, key=("high", "medium", "low").index)
+        present = {alarm.id for alarm in item.frame.alarms}
+    return list(found.values())
+
+
+def arguments() -> Parser:
+    """Return the parser of ``navsrv demo``."""
+    parser = Parser("demo", "The whole job on simulators over real sockets.", "navsrv demo --headless --json")
+    parser.add_argument(
+        "--case", type=Path, required=True, metavar="CASE", help="case folder; navsrv demo takes a built-in's name too"
+    )
+    parser.add_argument("--headless", action="store_true", help="no browser; end after one insertion")
+    parser.add_argument("--seconds", type=number(1.0, 86400.0, "s"), help="cut the insertion short")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line of figures")
+    parser.add_argument("--seed", type=whole(0, 2**31), default=1, help="decides the whole room (1)")
+    parser.add_argument("--speed", type=number(0.5, 5.0), default=1.0, help="how fast the needle's story goes (1)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the demo; return the exit status."""
+    args = arguments().parse_args(argv)
+    case = Case.load(args.case)
+    if case.plan is None or case.ct_file is None:
+        raise InputError(f"{case.folder}: the demo needs a case with a CT and a plan")
+    try:
+        with Room(case, args) as room:
+            return _run(room, case)
+    except DemoFailed as failure:
+        print(f"navsrv demo: {failure}", file=sys.stderr)
+        return 1
+
+
+def _run(room: Room, case: Case) -> int:
+    room.start()
+    url = f"http://127.0.0.1:{room.ready['ports']['http']}"
+    if not room.args.headless:
+        print(f"navsrv demo: open {url} (research software, not a medical device); Ctrl-C ends", flush=True)
+        if sys.stdout.isatty():
+            webbrowser.open(url)
+    run_story(room, url)
+    if not room.args.headless and room.args.seconds is None:
+        _again_until_interrupted(room)
+    room.stop()
+    found = figures(room, case)
+    print(json.dumps(found) if room.args.json else summary(found), flush=True)
+    return 0
+
+
+def _again_until_interrupted(room: Room) -> None:
+    try:
+        while True:
+            room.watcher.pump(5.0)
+            room.tracker.tell(do="insert")
+            room.watcher.pump(room.tracker_story_s)
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return the figures for a person."""
+    registration, latency = found["registration"], found["frame_latency_ms"] or {}
+    nothing = {"shown": float("nan"), "true": float("nan")}
+    closest = next(iter(found["minimum_clearance_mm"].items()), ("nothing", nothing))
+    lines = [
+        f"case {found['case']}: registration error {registration['error_mm']:.2f} mm at the target"
+        f" (predicted {registration['predicted_tre_mm']:.2f} mm, {registration['verdict']})",
+        f"pose to frame: p50 {latency.get('p50', float('nan')):.2f} ms, max {latency.get('max', float('nan')):.2f} ms;"
+        f" worst alert {found['worst_alert_latency_ms'] or float('nan'):.2f} ms; late alarms {found['late_alarms']}",
+        f"closest: {closest[0]}, {closest[1]['shown']:.1f} mm shown, {closest[1]['true']:.1f} mm true",
+        f"first alert {found['first_alert_s']} s after the start; target reached: {found['target_reached']}",
+        *(f"  alarm {a['priority']:<6} x{a['times']}  {a['text']}" for a in found["alarms"]),
+        f"recording {found['recording']}",
+    ]
+    return "\n".join(lines)

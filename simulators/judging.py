@@ -1,0 +1,143 @@
+"""Owns what a run is judged by: the frames that a display received, held against the simulator's truth.
+
+The truth comes from the tracker simulator's log and from ``simulators.world.truth``; neither shares code with the
+guidance that is judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from navsrv.kernel.frames import Array, Rigid, rotation_angle_rad
+from navsrv.wire.guidance import GEOMETRY_STATES, GuidanceFrame
+from simulators.world.scene import TruthLog
+from simulators.world.truth import Truth
+
+RANK: Final = {"none": 0, "unknown": 0, "caution": 1, "warning": 2, "breach": 3}
+LATE_MM: Final = 0.5
+"""An alarm is late when the true distance is below its threshold by more than this and the level is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One frame as a display got it, with the monotonic time (ns) of its arrival."""
+
+    arrival_ns: int
+    frame: GuidanceFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Shaft:
+    """The needle's shaft, mm."""
+
+    length_mm: float
+    radius_mm: float
+
+
+def registration_error_mm(estimate: Rigid, truth: Rigid, target_ct_mm: Array) -> tuple[float, float]:
+    """Return the error (mm) at a target (3,) of ``T_ct_from_ref``, and the rotation error (degrees)."""
+    error = estimate @ truth.inverse()
+    distance = float(np.linalg.norm(error.apply(target_ct_mm) - target_ct_mm))
+    return distance, float(np.degrees(rotation_angle_rad(error.rotation)))
+
+
+def judge(
+    received: list[Received], log: TruthLog, truth: Truth, limits_mm: dict[str, tuple[float, float]], shaft: Shaft
+) -> dict[str, Any]:
+    """Return the figures of a run.
+
+    Parameters
+    ----------
+    limits_mm : mapping
+        Caution and warning of each critical structure.
+    """
+    truth_at = {r.pose_time_ns: i for i, r in enumerate(log.records)}
+    first: dict[int, Received] = {}
+    for item in received:
+        if item.frame.pose_time_ns is not None and item.frame.pose_time_ns in truth_at:
+            first.setdefault(item.frame.pose_time_ns, item)
+    tips, axes = log.tip_ct_mm, log.axis_ct
+    of_tip = truth.distance(tips)
+    of_shaft = truth.shaft_distance(tips, tips - shaft.length_mm * axes, shaft.radius_mm)
+    clearance = {name: np.minimum(of_tip[name], of_shaft[name]) for name in limits_mm}
+    late, worst_error = _late_alarms(first, truth_at, clearance, of_tip, limits_mm)
+    latencies = [(item.arrival_ns - log.records[truth_at[t]].sent_monotonic_ns) / 1e6 for t, item in first.items()]
+    alerts = _alert_latencies(received, log, truth_at)
+    return {
+        "poses_sent": len(log.records),
+        "poses_answered": len(first),
+        "frame_latency_ms": _spread(latencies),
+        "worst_alert_latency_ms": max(alerts) if alerts else None,
+        "alerts": len(alerts),
+        "late_alarms": late,
+        "largest_tip_distance_error_mm": worst_error,
+        "minimum_clearance_mm": _minimum(received, clearance),
+        "states": _states(received),
+    }
+
+
+def _late_alarms(
+    first: dict[int, Received],
+    truth_at: dict[int, int],
+    clearance: dict[str, Array],
+    of_tip: dict[str, Array],
+    limits_mm: dict[str, tuple[float, float]],
+) -> tuple[int, float]:
+    """Return how often a level was missing though the truth was LATE_MM beyond it, and the largest tip error (mm)."""
+    late, worst = 0, 0.0
+    for time_ns, item in first.items():
+        if item.frame.state not in GEOMETRY_STATES:
+            continue
+        i = truth_at[time_ns]
+        ranks: dict[str, int] = {}
+        for row in item.frame.structures:
+            ranks[row.name] = max(ranks.get(row.name, 0), RANK[row.level])
+            if row.part == "tip" and row.name in limits_mm and row.distance_mm is not None:
+                worst = max(worst, abs(row.distance_mm - float(of_tip[row.name][i])))
+        for name, (caution, warning) in limits_mm.items():
+            true = float(clearance[name][i])
+            wanted = 2 if true < warning - LATE_MM else 1 if true < caution - LATE_MM else 0
+            late += ranks.get(name, 0) < wanted
+    return late, worst
+
+
+def _alert_latencies(received: list[Received], log: TruthLog, truth_at: dict[int, int]) -> list[float]:
+    """Return, for each first appearance of a structure's alarm, the time (ms) from the pose's send to its arrival."""
+    known: set[str] = set()
+    found = []
+    for item in received:
+        now = {a.id for a in item.frame.alarms if a.structure is not None}
+        sent = truth_at.get(item.frame.pose_time_ns) if item.frame.pose_time_ns is not None else None
+        if now - known and sent is not None and item.frame.state in GEOMETRY_STATES:
+            found.append((item.arrival_ns - log.records[sent].sent_monotonic_ns) / 1e6)
+        known = now
+    return found
+
+
+def _minimum(received: list[Received], clearance: dict[str, Array]) -> dict[str, dict[str, float]]:
+    shown: dict[str, float] = {}
+    for item in received:
+        for row in item.frame.structures:
+            if row.name in clearance and row.distance_mm is not None:
+                shown[row.name] = min(shown.get(row.name, np.inf), row.distance_mm)
+    return {
+        name: {"shown": round(value, 3), "true": round(float(clearance[name].min()), 3)}
+        for name, value in sorted(shown.items(), key=lambda pair: pair[1])
+    }
+
+
+def _states(received: list[Received]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in received:
+        counts[item.frame.state] = counts.get(item.frame.state, 0) + 1
+    return counts
+
+
+def _spread(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    p50, p99, top = np.percentile(values, [50, 99, 100]).tolist()
+    return {"p50": round(p50, 3), "p99": round(p99, 3), "max": round(top, 3)}
