@@ -106,7 +106,7 @@ class Watcher:
     def __init__(self, port: int) -> None:
         self.received: list[tuple[int, bytes]] = []
         self.newest: GuidanceFrame | None = None
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"guidance")
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
@@ -129,7 +129,7 @@ class Commander:
     """The operator's command channel."""
 
     def __init__(self, port: int) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
         self._next = 0
@@ -272,9 +272,7 @@ def figures(room: Room, case: Case) -> dict[str, Any]:
             "predicted_tre_mm": round(accepted["tre_mm"], 4),
             "verdict": accepted["verdict"],
         },
-        **judge(
-            received, log, Truth.from_case(case.folder), limits, Shaft(needle["length_mm"], needle["diameter_mm"] / 2.0)
-        ),
+        **judge(received, log, Truth.from_case(case.folder), limits, shaft),
         "first_alert_s": None if first_alert is None else round(first_alert / 1e9 - room.started, 2),
         "alarms": _alarms(received),
         "target_reached": any(a.condition == "target_reached" for r in received for a in r.frame.alarms),

@@ -1,1 +1,1 @@
-"""The real-time loop, display hub, session, recorder and command line: when and to *whom*.  Refuses clinical decisions."""
+"""When and to *whom*: the loop, displays, session, recorder and command line.  Refuses to decide anything clinical."""
