@@ -40,6 +40,7 @@ from navsrv.registration.tiles import (
 )
 
 CANDIDATES: Final = 40
+MIRROR_CANDIDATES: Final = 8
 SAME_BASIN_MM: Final = 6.0
 LEVEL_SHIFTS_MM: Final = (-45.0, -35.0, -25.0, -15.0, 15.0, 25.0, 35.0, 45.0)
 """Shifts along the CT's long axis that the winner is challenged with: a neighbouring vertebra or sacral segment."""
@@ -71,6 +72,7 @@ class CbctLimits:
     correlation: tuple[float, float] = (0.75, 0.6)
     overlap: tuple[float, float] = (0.6, 0.35)
     margin: tuple[float, float] = (0.12, 0.05)
+    mirror_margin: tuple[float, float] = (0.02, 0.0)
     spread_mm: tuple[float, float] = (0.5, 2.0)
     halves_mm: tuple[float, float] = (1.5, 4.0)
     tre_mm: tuple[float, float] = (1.5, 4.0)
@@ -152,6 +154,7 @@ def register_cbct(
         raise RegistrationError("the volume and the CT overlap nowhere enough to be compared")
     say(0.6, "refining")
     best, others, agreeing = _choose_basin(prepared, grid, starts)
+    mirrored = _mirrored_correlation(prepared, grid, best)
     middle, spread_mm = _refine_middle(prepared, grid, best, target_ct_mm)
     say(0.8, "finest level")
     level = _level(prepared.fine, blur(grid, 0.7), 2.4, 16.0, 60_000, prepared, middle.pose)
@@ -159,7 +162,7 @@ def register_cbct(
     parts = _spread(level, final.pose)
     say(0.95, "judging")
     return _result(
-        prepared, grid, _Findings(final, middle, best, others, agreeing, spread_mm, parts), target_ct_mm,
+        prepared, grid, _Findings(final, middle, best, others, mirrored, agreeing, spread_mm, parts), target_ct_mm,
         limits or CbctLimits(),
     )  # fmt: skip
 
@@ -170,6 +173,7 @@ class _Findings:
     middle: Refined
     coarse: Refined
     next_best: float
+    mirrored: float
     agreeing: int
     spread_mm: float
     parts: Spread
@@ -192,7 +196,7 @@ def _level(
 
 def _choose_basin(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> tuple[Refined, float, int]:
     """Return the best refined start, the correlation of the best other basin, and how many starts ended in the best."""
-    level = Level.make(prepared.coarse, cut_tiles(blur(reduce_to(grid, 3.0), 2.6), 6.0, 32.0, 5000))
+    level = _coarse_level(prepared, grid)
     ends = [refine(level, start) for start in starts]
     best = max(ends, key=_rank)
     for shift in LEVEL_SHIFTS_MM:
@@ -200,12 +204,52 @@ def _choose_basin(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> tupl
         pose[2, 3] += shift
         ends.append(refine(level, pose))
     # A slow descent into the best basin must not pass for a rival: carry on until each has arrived.
-    ends = [refine(level, end.pose, 60) if _rank(end) > 0.5 * _rank(best) else end for end in ends]
+    ends = [_settled(level, end) if _rank(end) > 0.5 * _rank(best) else end for end in ends]
     best = max(ends, key=_rank)
     centre = grid.centre_mm
     same = [pose_distance_mm(end.pose, best.pose, centre) < SAME_BASIN_MM for end in ends]
     other = max((_rank(end) for end, near in zip(ends, same, strict=True) if not near), default=0.0)
     return best, other, sum(same[: len(starts)])
+
+
+def _coarse_level(prepared: PreparedCt, grid: Grid) -> Level:
+    """Return the level on which basins are compared: no bone weights, since these depend on the pose."""
+    return Level.make(prepared.coarse, cut_tiles(blur(reduce_to(grid, 3.0), 2.6), 6.0, 32.0, 5000))
+
+
+def _middle_level(prepared: PreparedCt, grid: Grid, pose: Array) -> Level:
+    """Return the middle level, its points weighted by bone."""
+    return _level(prepared.middle, blur(reduce_to(grid, 2.0), 1.3), 3.6, 20.0, 30_000, prepared, pose)
+
+
+def _mirrored_correlation(prepared: PreparedCt, grid: Grid, best: Refined) -> float:
+    """Return the best correlation of the volume's mirror image, at the middle level.
+
+    Near the plain one, left and right may be exchanged.
+    A pelvis nearly is its own mirror image, so a volume stored the wrong way round finds a place that looks right; but
+    its mirror image then fits better still.
+    """
+    flip = np.diag([-1.0, 1.0, 1.0])
+    matrix = grid.index_to_mm.copy()
+    matrix[:3] = flip @ matrix[:3]
+    image = Grid(grid.values, matrix, grid.valid)
+    orientation = flip @ best.pose[:3, :3] @ flip
+    level = _coarse_level(prepared, image)
+    ends = [refine(level, start.pose) for start in search(prepared.coarse, image, [orientation], MIRROR_CANDIDATES)]
+    if not ends:
+        return 0.0
+    likeliest = max((_settled(level, end) for end in sorted(ends, key=_rank)[-3:]), key=_rank)
+    return refine(_middle_level(prepared, image, likeliest.pose), likeliest.pose).correlation
+
+
+def _settled(level: Level, end: Refined) -> Refined:
+    """Return where a refinement ends that is taken up again until nothing is gained."""
+    for _ in range(8):
+        again = refine(level, end.pose, 40)
+        if again.correlation < end.correlation + 1e-4:
+            return again
+        end = again
+    return end
 
 
 def _rank(end: Refined) -> float:
@@ -217,7 +261,7 @@ def _refine_middle(
     prepared: PreparedCt, grid: Grid, best: Refined, target_ct_mm: ArrayLike | None
 ) -> tuple[Refined, float]:
     """Return the pose at the middle level and how far apart (mm, at the target) displaced starts end."""
-    level = _level(prepared.middle, blur(reduce_to(grid, 2.0), 1.3), 3.6, 20.0, 30_000, prepared, best.pose)
+    level = _middle_level(prepared, grid, best.pose)
     first = refine(level, best.pose)
     centre = first.pose[:3, :3] @ level.tiles.centre_mm + first.pose[:3, 3]
     target = centre if target_ct_mm is None else np.asarray(target_ct_mm, dtype=np.float64)
@@ -282,7 +326,9 @@ def _result(
         ("correlation_coarse", found.coarse.correlation),
         ("overlap", found.coarse.overlap),
         ("next_basin_correlation", found.next_best),
-        ("margin", found.coarse.correlation - found.next_best),
+        ("margin", _rank(found.coarse) - found.next_best),
+        ("mirrored_correlation", found.mirrored),
+        ("mirror_margin", found.middle.correlation - found.mirrored),
         ("starts_agreeing", float(found.agreeing)),
         ("spread_of_starts_mm", found.spread_mm),
         ("halves_mm", halves_mm),
@@ -311,6 +357,7 @@ def _judge(figures: dict[str, float], tre_mm: float, limits: CbctLimits) -> tupl
     at_least("the images agree with correlation", figures["correlation"], limits.correlation)
     at_least("share of the volume inside the CT", figures["overlap"], limits.overlap)
     at_least("lead over the next best place", figures["margin"], limits.margin)
+    at_least("lead over the volume's mirror image", figures["mirror_margin"], limits.mirror_margin)
     at_most("displaced starts end apart by", figures["spread_of_starts_mm"], limits.spread_mm)
     at_most("halves of the volume disagree at the target by", figures["halves_mm"], limits.halves_mm)
     at_most("predicted TRE at the target", tre_mm, limits.tre_mm)
