@@ -128,6 +128,7 @@ export class Scene3D {
     if (view.geometry) this.overlay.show(view.frame, closest, lineColour, view.snapshot);
     else this.overlay.hide();
     this.labelText = view.geometry ? text : "";
+    if (!view.geometry) this.label.hidden = true;
     this.labelColour = lineColour;
     this.dirty = true;
   }

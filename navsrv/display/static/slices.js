@@ -58,6 +58,7 @@ export class Slices {
   }
 
   update(view) {
+    if (view.geometry !== this.geometry) this.drawnAt = -Infinity; // a needle that is no longer valid goes at once
     this.geometry = view.geometry;
     if (view.geometry) {
       this.focus = view.frame.tip_ct_mm;
