@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from navsrv.anatomy.build import CaseDraft, Progress, StructureDraft, part, silent, write_case
-from navsrv.anatomy.case import Case, Kind
+from navsrv.anatomy.case import Case, Kind, Volume
 from navsrv.anatomy.home import made_folder, navsrv_home
 from navsrv.kernel.errors import InputError
 
 DEFAULT_SEED: Final = 1
+SACRUM_VERSION: Final = 1
+THORACOLUMBAR_VERSION: Final = 1
 BENCH_VERSION: Final = 1
 SACRUM_SIGMA_MM: Final = 0.3
 """Of the made-up segmentation: half a voxel of 0.6 mm, though the surfaces are those of the exact solids."""
@@ -70,7 +72,7 @@ def write_builtin(name: str, folder: Path, seed: int = DEFAULT_SEED, progress: P
     """Build a built-in case into ``folder`` and return it; the seed matters only to ``sacrum``."""
     version, make = BUILTIN[name]
     draft = make(seed, part(progress, 0.0, 0.6))
-    generator = {"name": name, "version": version(), "seed": seed}
+    generator = {"name": name, "version": version, "seed": seed}
     marked = CaseDraft(
         name=draft.name,
         structures=draft.structures,
@@ -89,7 +91,7 @@ def _current(name: str, folder: Path) -> bool:
     except InputError:
         return False
     generator = case.provenance.get("generator", {})
-    return bool(generator == {"name": name, "version": BUILTIN[name][0](), "seed": DEFAULT_SEED})
+    return bool(generator == {"name": name, "version": BUILTIN[name][0], "seed": DEFAULT_SEED})
 
 
 @contextmanager
@@ -103,14 +105,30 @@ def _one_builder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _sacrum_version() -> int:
-    from navsrv.anatomy.sacrum import GENERATOR_VERSION
-
-    return int(GENERATOR_VERSION)
-
-
 def _sacrum(seed: int, progress: Progress) -> CaseDraft:
-    raise InputError("sacrum: not wired yet")
+    from navsrv.anatomy.sacrum import generate_sacrum, sacrum_meshes
+
+    progress("generating the CT", 0.0)
+    made = generate_sacrum(seed)
+    progress("making surfaces", 0.5)
+    meshes = sacrum_meshes(made)
+    structures = tuple(
+        StructureDraft(row.name, row.kind, meshes[row.name], SACRUM_SIGMA_MM, row.label, row.follows)
+        for row in made.structures
+    )
+    parameters = {
+        "drift_structure": made.drift_structure,
+        "plan": {f"shaft_clearance_mm {name}": round(c.shaft_mm, 2) for name, c in made.clearances.items()},
+    }
+    return CaseDraft(
+        name="sacrum",
+        structures=structures,
+        provenance={"sources": [], "note": "generated, nobody's anatomy", "parameters": parameters},
+        ct=Volume(made.ct, made.origin_mm, made.spacing_mm),
+        labels=Volume(made.labels, made.origin_mm, made.spacing_mm),
+        plan=made.plan,
+        primitives=made.primitives,
+    )
 
 
 def _bench(seed: int, progress: Progress) -> CaseDraft:
@@ -124,21 +142,16 @@ def _bench(seed: int, progress: Progress) -> CaseDraft:
     return CaseDraft("bench", structures, {"sources": [], "note": "made-up surfaces for measurements, not anatomy"})
 
 
-def _thoracolumbar_version() -> int:
-    from navsrv.anatomy.thoracolumbar import GENERATOR_VERSION
-
-    return GENERATOR_VERSION
-
-
 def _thoracolumbar(seed: int, progress: Progress) -> CaseDraft:
     from navsrv.anatomy.thoracolumbar import draft_thoracolumbar
 
     return draft_thoracolumbar(progress)
 
 
-BUILTIN: Final[dict[str, tuple[Callable[[], int], Callable[[int, Progress], CaseDraft]]]] = {
-    "sacrum": (_sacrum_version, _sacrum),
-    "thoracolumbar": (_thoracolumbar_version, _thoracolumbar),
-    "bench": (lambda: BENCH_VERSION, _bench),
+BUILTIN: Final[dict[str, tuple[int, Callable[[int, Progress], CaseDraft]]]] = {
+    "sacrum": (SACRUM_VERSION, _sacrum),
+    "thoracolumbar": (THORACOLUMBAR_VERSION, _thoracolumbar),
+    "bench": (BENCH_VERSION, _bench),
 }
-"""Version and maker of each built-in case; the modules behind them are imported when they are asked for."""
+"""Version and maker of each built-in case; the modules behind them are imported when they are asked for.  A version is
+raised with every change of what a maker makes."""
