@@ -39,7 +39,7 @@ def partition_at(order, keys, first, last, nth):
 
 @compiled
 def split_range(order, centres, first, last, unit):
-    """Halve ``order[first:last]`` along the longest axis of its centres; ``unit`` divides the length of the left part."""
+    """Halve ``order[first:last]`` along the longest axis of its centres, the left part in whole ``unit``."""
     axis, longest = 0, -1.0
     for i in range(3):
         low, high = FAR, -FAR

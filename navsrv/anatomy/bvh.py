@@ -189,7 +189,7 @@ class DistanceStructure:
             The file is absent, damaged, or of another version of the format.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as archive:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 if int(archive["format"]) != FORMAT:
                     raise InputError(f"{path}: distance structure of format {archive['format']}; expected {FORMAT}")
                 structure = cls(**{f.name: archive[f.name] for f in fields(cls)})

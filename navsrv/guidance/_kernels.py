@@ -23,6 +23,7 @@ from navsrv.anatomy._kernels import (
     inside_by_normal,
     nearest_to_point,
     push_children,
+    relaxed,
     slot_point,
     winding_number,
 )
@@ -31,12 +32,12 @@ TOUCH2: Final = 1e-18
 """Squared distance (mm^2) of axis and surface below which the axis is taken to enter the structure."""
 DEPTH_TOLERANCE_MM: Final = 9e-4
 ZONE_MM: Final = 15.0
-"""Within this distance a search is never cut short."""
-VISITS: Final = 4096
-"""Visits of nodes and leaves after which a search beyond ``ZONE_MM`` ends with a certified bound."""
+"""Within this distance a search stays exact to 1e-3 mm for four times ``VISITS``."""
+VISITS: Final = 1024
+"""Visits of nodes and leaves after which a search is content with less: see ``relaxed``."""
 SAMPLES: Final = 400
 """Most samples of the depth along one shaft."""
-SAMPLE_VISITS: Final = 16384
+SAMPLE_VISITS: Final = 8192
 """Most visits of all samples of one shaft."""
 
 
@@ -167,16 +168,13 @@ def nearest_to_segment(
     """
     stack_node[0], stack_lb[0] = root, 0.0
     stack_node[1], stack_lb[1] = -1 - seed // 8, 0.0
-    sp, visits = 2, 0
+    sp, visits, keep = 2, 0, 1.0
     while sp > 0 and best2 > TOUCH2:
         sp -= 1
-        if stack_lb[sp] >= best2:
+        if visits >= VISITS:
+            keep = relaxed(best2, ZONE_MM * ZONE_MM, visits, VISITS)
+        if stack_lb[sp] >= best2 * keep:
             continue
-        if visits >= VISITS and best2 > ZONE_MM * ZONE_MM:
-            rest2 = max(stack_lb[sp], 0.0)
-            for j in range(sp):
-                rest2 = min(rest2, max(stack_lb[j], 0.0))
-            return best2, slot, visits, min(rest2, best2)
         visits += 1
         node = stack_node[sp]
         if node < 0:
@@ -204,8 +202,8 @@ def nearest_to_segment(
             back = clamp_to(s - reach, 0.0, length) - s
             forth = clamp_to(s + reach, 0.0, length) - s
             lane[k] = x * x + y * y + z * z + slope * (back if slope > 0.0 else forth)
-        sp = push_children(node_child, node, lane, best2, stack_node, stack_lb, sp)
-    return best2, slot, visits, best2
+        sp = push_children(node_child, node, lane, best2 * keep, stack_node, stack_lb, sp)
+    return best2, slot, visits, best2 * keep
 
 
 @inlined

@@ -1,8 +1,10 @@
 """Owns the clearance of a straight instrument from structures: tip and shaft, signed, with nearest points.
 
 Refuses history: each measurement is a function of the pose and the structures alone, so that a recording replays bit
-for bit.  Refuses silence about time: every search is bounded, and where the bound cuts one short (never for a distance
-within ``ZONE_MM`` of the tip or of a shaft outside) the value says how far it can be from the truth.
+for bit.  Refuses silence about time: a search that takes long (a sphere's centre, the middle line of a tube) is content
+with less, and the value then says by how much it can miss the truth.  The bounds, in visits of nodes or leaves of eight
+(about 40 ns each): 4 ``VISITS`` for the tip and for a shaft outside, 7 ``VISITS`` within ``ZONE_MM``, and
+``SAMPLE_VISITS`` and one search more for a shaft inside.
 """
 
 from __future__ import annotations
