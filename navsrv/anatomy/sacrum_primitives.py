@@ -238,7 +238,7 @@ def signed_distance_to_ellipse(local: list[Array], axes: Array) -> Array:
             slope += term / (s + gap)
         step = value / (2.0 * slope)
         s = s + step
-        if float(np.max(np.abs(step) / s)) < 1e-13:
+        if float(np.max(np.abs(step) / s, initial=0.0)) < 1e-13:
             break
     squared = np.zeros_like(s)
     inside = -np.ones_like(s)

@@ -8,13 +8,14 @@ mesh follows the solids to ``TOLERANCE_MM`` (the bend between two tubes of one u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navsrv.anatomy.mesh import Mesh
-from navsrv.anatomy.sacrum_primitives import EllipticCylinder, Primitive, union_bounds_mm, union_distance
+from navsrv.anatomy.sacrum_primitives import EllipticCylinder, Primitive, Tube, union_bounds_mm, union_distance
 from navsrv.kernel.frames import Array
 
 TOLERANCE_MM: Final = 0.04
@@ -91,6 +92,7 @@ def union_mesh(primitives: tuple[Primitive, ...], tolerance_mm: float = TOLERANC
     The rim of a cut through the body is no anatomy: it keeps its vertices on the solid, but is not refined.
     """
     vertices, triangles = contour(union_field(primitives))
+    primitives = _pieces(primitives)
     vertices = _onto(primitives, vertices)
     for _ in range(SPLITS):
         count = len(vertices)
@@ -117,28 +119,67 @@ def _straying(primitives: tuple[Primitive, ...], points: Array) -> Array:
     return result
 
 
-def _onto(primitives: tuple[Primitive, ...], points: Array) -> Array:
+def _pieces(primitives: tuple[Primitive, ...]) -> tuple[Primitive, ...]:
+    """Return the union with each tube as its straight parts, so that every crease lies between two of them."""
+    result: list[Primitive] = []
+    for solid in primitives:
+        if isinstance(solid, Tube):
+            result += [Tube(np.stack(ends), solid.radius_mm) for ends in pairwise(solid.points_mm)]
+        else:
+            result.append(solid)
+    return tuple(result)
+
+
+def _gradient(solid: Primitive, points: Array) -> Array:
+    shift = 1e-4
+    rise = [solid.signed_distance(*(points + e).T) - solid.signed_distance(*(points - e).T) for e in np.eye(3) * shift]
+    return np.stack(rise, axis=1) / (2.0 * shift)
+
+
+def _onto(solids: tuple[Primitive, ...], points: Array) -> Array:
     """Move points onto the surface, each along the gradient of the solid that is nearest there."""
     moved = points.copy()
-    shift = 1e-4
     todo = np.arange(len(moved))
     for _ in range(NEWTON_STEPS):
-        each = np.stack([p.signed_distance(*moved[todo].T) for p in primitives])
+        each = np.stack([p.signed_distance(*moved[todo].T) for p in solids])
         nearest, here = each.argmin(axis=0), each.min(axis=0)
         keep = np.abs(here) > 1e-7
         todo, nearest, here = todo[keep], nearest[keep], here[keep]
         if len(todo) == 0:
             break
-        for index, solid in enumerate(primitives):
+        for index in np.unique(nearest):
             mine = nearest == index
-            if not mine.any():
-                continue
             at = moved[todo[mine]]
-            steps = np.eye(3) * shift
-            rise = [solid.signed_distance(*(at + e).T) - solid.signed_distance(*(at - e).T) for e in steps]
-            gradient = np.stack(rise, axis=1) / (2.0 * shift)
+            gradient = _gradient(solids[index], at)
             length = np.maximum(np.linalg.norm(gradient, axis=1, keepdims=True), 0.3)
             moved[todo[mine]] = at - here[mine][:, None] * gradient / length**2
+    return moved
+
+
+def _onto_creases(solids: tuple[Primitive, ...], ends: Array, points: Array) -> Array:
+    """Return the middles ``points`` (N, 3) of edges ``ends`` (N, 2, 3), moved onto the surface.
+
+    Where the two ends lie on different solids the edge spans a crease, and the new vertex goes onto the crease itself:
+    both distances zero, by Gauss and Newton.  Otherwise, or where that leads away, it goes to the nearest solid.
+    """
+    moved = _onto(solids, points)
+    touching = np.stack([np.abs(p.signed_distance(*ends.reshape(-1, 3).T)) < 1e-5 for p in solids], axis=1)
+    touching = touching.reshape(len(ends), 2, len(solids))
+    on_one = np.any(touching[:, 0] & touching[:, 1], axis=1)
+    spans = ~on_one & np.any(touching[:, 0], axis=1) & np.any(touching[:, 1], axis=1)
+    pair = touching.argmax(axis=2)
+    reach = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
+    for i, j in np.unique(pair[spans], axis=0):
+        rows = np.flatnonzero(spans & (pair[:, 0] == i) & (pair[:, 1] == j))
+        at = points[rows].copy()
+        for _ in range(NEWTON_STEPS):
+            jacobian = np.stack([_gradient(solids[i], at), _gradient(solids[j], at)], axis=1)
+            rest = np.stack([solids[i].signed_distance(*at.T), solids[j].signed_distance(*at.T)], axis=1)
+            normal = jacobian @ jacobian.transpose(0, 2, 1) + 1e-9 * np.eye(2)
+            at -= np.einsum("nkc,nk->nc", jacobian, np.linalg.solve(normal, rest[:, :, None])[:, :, 0])
+        near = np.linalg.norm(at - points[rows], axis=1) < 0.5 * reach[rows]
+        good = near & (np.abs(union_distance(solids, at)) < 1e-6)
+        moved[rows[good]] = at[good]
     return moved
 
 
@@ -160,10 +201,14 @@ def _split(
         return vertices, triangles
     number = np.full(len(edges), -1, dtype=np.int64)
     number[stray] = len(vertices) + np.arange(int(stray.sum()))
-    return np.concatenate([vertices, _onto(primitives, middles[stray])]), _subdivided(triangles, number[which])
+    added = _onto_creases(primitives, vertices[edges[stray]], middles[stray])
+    vertices = np.concatenate([vertices, added])
+    return vertices, _subdivided(primitives, vertices, triangles, number[which])
 
 
-def _subdivided(triangles: NDArray[np.int32], middles: NDArray[np.int64]) -> NDArray[np.int32]:
+def _subdivided(
+    solids: tuple[Primitive, ...], vertices: Array, triangles: NDArray[np.int32], middles: NDArray[np.int64]
+) -> NDArray[np.int32]:
     """Return triangles (M, 3) cut at the vertices given for their edges (M, 3), -1 where an edge stays whole."""
     cut = middles >= 0
     parts: list[tuple[Any, Any, Any]] = [tuple(triangles[~cut.any(axis=1)].T)]
@@ -175,7 +220,12 @@ def _subdivided(triangles: NDArray[np.int32], middles: NDArray[np.int64]) -> NDA
         parts += [(p, pq, r), (pq, q, r)]
         two = (mids[:, 0] >= 0) & (mids[:, 1] >= 0) & (mids[:, 2] < 0)
         (p, q, r), (pq, qr, _) = turned[two].T, mids[two].T
-        parts += [(pq, q, qr), (p, pq, qr), (p, qr, r)]
+        parts.append((pq, q, qr))
+        # The rest has four corners: cut it along the diagonal that follows the surface, not across a crease.
+        off_p, off_r = (_straying(solids, (vertices[m] + vertices[n]) / 2.0) for m, n in ((p, qr), (pq, r)))
+        short = off_p < off_r
+        parts += [(p[short], pq[short], qr[short]), (p[short], qr[short], r[short])]
+        parts += [(p[~short], pq[~short], r[~short]), (pq[~short], qr[~short], r[~short])]
     whole = cut.all(axis=1)
     (a, b, c), (ab, bc, ca) = triangles[whole].T, middles[whole].T
     parts += [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
