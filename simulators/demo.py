@@ -363,7 +363,7 @@ def summary(found: dict[str, Any]) -> str:
         f" (predicted {registration['predicted_tre_mm']:.2f} mm, {registration['verdict']})",
         f"pose to frame: p50 {latency.get('p50', float('nan')):.2f} ms, max {latency.get('max', float('nan')):.2f} ms;"
         f" worst alert {found['worst_alert_latency_ms'] or float('nan'):.2f} ms; late alarms {found['late_alarms']}",
-        f"closest: {closest[0]}, {closest[1]['shown']:.1f} mm shown, {closest[1]['true']:.1f} mm true",
+        f"closest: {closest[0]}, {closest[1]['shown']:.1f} mm shown, {closest[1]['true'] or float('nan'):.1f} mm true",
         f"first alert {found['first_alert_s']} s after the start; target reached: {found['target_reached']}",
         *(f"  alarm {a['priority']:<6} x{a['times']}  {a['text']}" for a in found["alarms"]),
         f"recording {found['recording']}",

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from navsrv.kernel.frames import Array, Rigid, rotation_angle_rad
 from navsrv.wire.guidance import GEOMETRY_STATES, GuidanceFrame
 from simulators.world.scene import TruthLog
-from simulators.world.truth import Truth
+from simulators.world.truth import Surface, Truth, Union
 
 RANK: Final = {"none": 0, "unknown": 0, "caution": 1, "warning": 2, "breach": 3}
+NEAR_MM: Final = 1.0
+SAMPLE_MM: Final = 3.0
+JUDGED_POSES: Final = 400
 LATE_MM: Final = 0.5
 """An alarm is late when the true distance is below its threshold by more than this and the level is not there."""
 
@@ -59,11 +64,9 @@ def judge(
     for item in received:
         if item.frame.pose_time_ns is not None and item.frame.pose_time_ns in truth_at:
             first.setdefault(item.frame.pose_time_ns, item)
-    tips, axes = log.tip_ct_mm, log.axis_ct
-    of_tip = truth.distance(tips)
-    of_shaft = truth.shaft_distance(tips, tips - shaft.length_mm * axes, shaft.radius_mm)
-    clearance = {name: np.minimum(of_tip[name], of_shaft[name]) for name in limits_mm}
-    late, worst_error = _late_alarms(first, truth_at, clearance, of_tip, limits_mm)
+    near = {name: near_poses(truth, name, log, shaft, limit[0] + NEAR_MM) for name, limit in limits_mm.items()}
+    clearance = {name: true_clearance(truth, name, log, shaft, poses) for name, poses in near.items()}
+    late, worst_error = _late_alarms(first, truth_at, clearance, limits_mm)
     latencies = [(item.arrival_ns - log.records[truth_at[t]].sent_monotonic_ns) / 1e6 for t, item in first.items()]
     alerts = _alert_latencies(received, log, truth_at)
     return {
@@ -73,34 +76,71 @@ def judge(
         "worst_alert_latency_ms": max(alerts) if alerts else None,
         "alerts": len(alerts),
         "late_alarms": late,
-        "largest_tip_distance_error_mm": worst_error,
+        "poses_judged": sum(len(found) for found in clearance.values()),
+        "largest_clearance_error_mm": worst_error,
         "minimum_clearance_mm": _minimum(received, clearance),
         "states": _states(received),
     }
 
 
+def near_poses(truth: Truth, name: str, log: TruthLog, shaft: Shaft, reach_mm: float) -> NDArray[np.int64]:
+    """Return which poses (indices into the log) may be nearer to a structure than ``reach_mm``; none is left out.
+
+    The shaft is sampled: a distance changes by at most 1 mm per mm, so between samples SAMPLE_MM apart nothing is
+    nearer than the nearest sample less half of that.
+    """
+    along = np.arange(0.0, shaft.length_mm + SAMPLE_MM, SAMPLE_MM)
+    points = log.tip_ct_mm[:, None, :] - along[None, :, None] * log.axis_ct[:, None, :]
+    bound = _lower_bound(truth.shapes[name], points.reshape(-1, 3)).reshape(len(points), -1).min(axis=1)
+    return np.flatnonzero(bound - SAMPLE_MM / 2.0 - shaft.radius_mm < reach_mm)
+
+
+def _lower_bound(shape: Union | Surface, points: Array) -> Array:
+    """Return a distance (N,) that the true one is not below: exact for solids; for triangles by their corners."""
+    if isinstance(shape, Union):
+        return shape.distance(points)[0]
+    corners = shape.vertices[shape.triangles]
+    longest = float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max())
+    to_corner: Array = cKDTree(shape.vertices).query(points)[0]
+    return to_corner - longest
+
+
+def true_clearance(truth: Truth, name: str, log: TruthLog, shaft: Shaft, poses: NDArray[np.int64]) -> dict[int, float]:
+    """Return the true clearance (mm) of tip or shaft by pose; of many near poses, JUDGED_POSES evenly spread ones."""
+    chosen = poses[np.unique(np.linspace(0, len(poses) - 1, JUDGED_POSES).astype(int))] if len(poses) else poses
+    tips = log.tip_ct_mm[chosen]
+    if not len(tips):
+        return {}
+    of_tip = truth.distance(tips, (name,))[name]
+    hubs = tips - shaft.length_mm * log.axis_ct[chosen]
+    of_shaft = truth.shaft_distance(tips, hubs, shaft.radius_mm, (name,))[name]
+    return dict(zip(chosen.tolist(), np.minimum(of_tip, of_shaft).tolist(), strict=True))
+
+
 def _late_alarms(
     first: dict[int, Received],
     truth_at: dict[int, int],
-    clearance: dict[str, Array],
-    of_tip: dict[str, Array],
+    clearance: dict[str, dict[int, float]],
     limits_mm: dict[str, tuple[float, float]],
 ) -> tuple[int, float]:
-    """Return how often a level was missing though the truth was LATE_MM beyond it, and the largest tip error (mm)."""
+    """Return how often a level was missing though the truth was LATE_MM beyond it, and the largest error (mm)."""
     late, worst = 0, 0.0
     for time_ns, item in first.items():
         if item.frame.state not in GEOMETRY_STATES:
             continue
-        i = truth_at[time_ns]
         ranks: dict[str, int] = {}
+        shown: dict[str, float] = {}
         for row in item.frame.structures:
             ranks[row.name] = max(ranks.get(row.name, 0), RANK[row.level])
-            if row.part == "tip" and row.name in limits_mm and row.distance_mm is not None:
-                worst = max(worst, abs(row.distance_mm - float(of_tip[row.name][i])))
+            if row.distance_mm is not None:
+                shown[row.name] = min(shown.get(row.name, np.inf), row.distance_mm)
         for name, (caution, warning) in limits_mm.items():
-            true = float(clearance[name][i])
+            true = clearance[name].get(truth_at[time_ns])
+            if true is None:
+                continue
+            worst = max(worst, abs(shown[name] - true))
             wanted = 2 if true < warning - LATE_MM else 1 if true < caution - LATE_MM else 0
-            late += ranks.get(name, 0) < wanted
+            late += ranks[name] < wanted
     return late, worst
 
 
@@ -117,14 +157,15 @@ def _alert_latencies(received: list[Received], log: TruthLog, truth_at: dict[int
     return found
 
 
-def _minimum(received: list[Received], clearance: dict[str, Array]) -> dict[str, dict[str, float]]:
+def _minimum(received: list[Received], clearance: dict[str, dict[int, float]]) -> dict[str, dict[str, float | None]]:
+    """Return the least clearance of each structure as shown and in truth (None: never near), the nearest first."""
     shown: dict[str, float] = {}
     for item in received:
         for row in item.frame.structures:
             if row.name in clearance and row.distance_mm is not None:
                 shown[row.name] = min(shown.get(row.name, np.inf), row.distance_mm)
     return {
-        name: {"shown": round(value, 3), "true": round(float(clearance[name].min()), 3)}
+        name: {"shown": round(value, 3), "true": round(min(clearance[name].values()), 3) if clearance[name] else None}
         for name, value in sorted(shown.items(), key=lambda pair: pair[1])
     }
 

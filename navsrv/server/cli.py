@@ -25,7 +25,11 @@ COMMANDS: Final = {
     "simulate": "stand-alone simulators for any client",
     "doctor": "what this machine can do",
 }
-"""Each lives in ``navsrv.server.commands.<name>`` with ``add_parser(subparsers)`` and ``run(args) -> int``."""
+"""Each lives in ``navsrv.server.commands.<name>`` with ``add_parser(subparsers)`` (but for those passed on) and
+``run(args) -> int``."""
+
+PASSED_ON: Final = ("demo", "simulate")
+"""Their arguments belong to ``python -m simulators``, a program of its own."""
 
 BAD_INPUT: Final = 2
 
@@ -49,7 +53,7 @@ def build_parser(wanted: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"navsrv {version('navsrv')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        if name == wanted:
+        if name == wanted and name not in PASSED_ON:
             importlib.import_module(f"navsrv.server.commands.{name}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=text)
@@ -61,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     try:
-        args = build_parser(wanted).parse_args(arguments)
+        if wanted in PASSED_ON:
+            rest = arguments[arguments.index(wanted) + 1 :]
+            args = argparse.Namespace(command=wanted, rest=rest)
+        else:
+            args = build_parser(wanted).parse_args(arguments)
         status: int = importlib.import_module(f"navsrv.server.commands.{args.command}").run(args)
     except ConfigError as error:
         for fault in error.faults:

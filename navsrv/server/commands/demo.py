@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from navsrv.server.commands.simulate import become
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``demo``; its arguments belong to ``python -m simulators demo``."""
-    parser = subparsers.add_parser("demo", help="the whole job on simulators over real sockets", add_help=False)
-    parser.add_argument("rest", nargs=argparse.REMAINDER)
 
 
 def run(args: argparse.Namespace) -> int:

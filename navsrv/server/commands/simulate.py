@@ -5,18 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, NoReturn
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``simulate``; its arguments belong to ``python -m simulators``."""
-    parser = subparsers.add_parser(
-        "simulate",
-        help="stand-alone simulators for any client",
-        epilog="example: navsrv simulate tracker --case sacrum --port 18944",
-        add_help=False,
-    )
-    parser.add_argument("rest", nargs=argparse.REMAINDER)
+from typing import NoReturn
 
 
 def run(args: argparse.Namespace) -> int:
