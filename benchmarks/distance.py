@@ -1,8 +1,9 @@
 """Time of one step (tip and shaft against six structures) beside vtkImplicitPolyDataDistance, in one run.
 
-``hot``: our step alone in a loop.  ``interleaved``: the methods take turns at every pose and push each other out of the
-caches, as a server's other work would.  VTK measures the six tips, and 64 samples of each shaft (at fewer poses, since
-it takes long).  Times are wall time in microseconds; run it on a quiet machine.
+``hot``: our step alone in a loop.  ``paced``: at 250 Hz, asleep in between, as in a server.  ``interleaved``: the
+methods take turns at every pose and push each other out of the caches, worse than a server's other work would.  VTK
+measures the six tips, and 64 samples of each shaft (at fewer poses, since it takes long).  Times are wall time in
+microseconds; run it on a quiet machine.
 
     python benchmarks/distance.py --json
 """
@@ -97,6 +98,12 @@ def compare(engine: ClearanceEngine, out: Clearances, judges: list[Any], steps: 
         engine.measure(tip, axis, LENGTH_MM, RADIUS_MM, out)
         timed(hot, begin)
         visits.append(int(out.tip_visits.sum() + out.shaft_visits.sum()))
+    paced: list[float] = []
+    for tip, axis in zip(tips[:1000], axes[:1000], strict=True):
+        time.sleep(0.004)
+        begin = time.perf_counter_ns()
+        engine.measure(tip, axis, LENGTH_MM, RADIUS_MM, out)
+        timed(paced, begin)
     ours: list[float] = []
     vtk_tips: list[float] = []
     vtk_shafts: list[float] = []
@@ -121,6 +128,7 @@ def compare(engine: ClearanceEngine, out: Clearances, judges: list[Any], steps: 
         "poses": {"hot": len(hot), "interleaved": len(ours)},
         "visits": spread([float(v) for v in visits]),
         "hot_us": spread(hot),
+        "paced_us": spread(paced),
         "interleaved_us": step,
         "vtk_six_tips_us": spread(vtk_tips),
         "vtk_64_sample_shafts_us": spread(vtk_shafts),

@@ -153,7 +153,10 @@ def test_a_closed_surface_takes_the_pseudonormal() -> None:
 
 def test_a_soup_of_triangles_is_welded() -> None:
     ball = sphere()
-    soup = Mesh(ball.vertices_mm[ball.triangles].reshape(-1, 3), np.arange(3 * len(ball.triangles)).reshape(-1, 3))
+    soup = Mesh(
+        ball.vertices_mm[ball.triangles].reshape(-1, 3),
+        np.arange(3 * len(ball.triangles), dtype=np.int32).reshape(-1, 3),
+    )
     assert DistanceStructure.build(soup).sign is Sign.PSEUDONORMAL
 
 

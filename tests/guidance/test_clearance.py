@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from navsrv.anatomy.bench_surfaces import bench_meshes
 from navsrv.anatomy.bvh import DistanceStructure, Sign
 from navsrv.anatomy.mesh import Mesh
-from navsrv.guidance._kernels import SAMPLE_VISITS, VISITS
+from navsrv.guidance._kernels import SAMPLE_VISITS, VISITS, slot_segment
 from navsrv.guidance.clearance import ClearanceEngine, Clearances
 
 Array = NDArray[np.float64]
@@ -78,13 +78,18 @@ def brute_shaft(mesh: Mesh, tip: Array, axis: Array, length: float) -> float:
 
 
 def unit(v: Array) -> Array:
-    return np.asarray(v, float) / np.linalg.norm(v)
+    result: Array = np.asarray(v, float) / np.linalg.norm(v)
+    return result
 
 
 def measured(engine: ClearanceEngine, tip: Array, axis: Array, length: float, radius: float = 0.0) -> Clearances:
     out = Clearances(engine.count)
     engine.measure(tip, axis, length, radius, out)
     return out
+
+
+def posed(engine: ClearanceEngine, pose: tuple[Array, Array, float]) -> Clearances:
+    return measured(engine, pose[0], pose[1], pose[2], 0.5)
 
 
 def bits(out: Clearances) -> bytes:
@@ -211,6 +216,25 @@ def test_shaft_is_exact_to_a_micron_against_dense_samples(
     assert value + radius <= out.tip_distance_mm[around] + 1e-9
 
 
+def test_no_box_hides_the_triangle_nearest_to_the_shaft() -> None:
+    structure = DistanceStructure.build(bench_meshes(6000)["sacrum"])
+    engine = ClearanceEngine([structure])
+    rng = np.random.default_rng(14)
+    outside = 0
+    for _ in range(150):
+        tip, axis, length = rng.uniform(-80, 80, 3), unit(rng.normal(size=3)), rng.uniform(0, 120)
+        out = measured(engine, tip, axis, length)
+        if out.shaft_distance_mm[0] <= 0:
+            continue
+        outside += 1
+        every = (
+            slot_segment(structure.leaf_xyz, leaf, k, *tip, *-axis, length)[0]
+            for leaf, k in np.ndindex(len(structure.leaf_xyz), 8)
+        )
+        assert out.shaft_distance_mm[0] == np.sqrt(min(every))
+    assert outside > 60
+
+
 def test_shaft_that_runs_through_reports_its_depth(organs: dict[str, Mesh], engine: ClearanceEngine) -> None:
     bladder = organs["bladder"]
     centre = bladder.vertices_mm.mean(axis=0)
@@ -243,20 +267,20 @@ def test_history_does_not_change_a_bit(organs: dict[str, Mesh]) -> None:
     poses = [(rng.uniform(-90, 90, 3), unit(rng.normal(size=3)), rng.uniform(0, 150)) for _ in range(60)]
     poses[7] = (np.array([0.0, -95, -20]), np.array([0, 0, 1.0]), 100.0)
     worn = ClearanceEngine(structures)
-    reference = [bits(measured(worn, *pose, 0.5)) for pose in poses]
+    reference = [bits(posed(worn, pose)) for pose in poses]
     for k in rng.permutation(len(poses)):
-        assert bits(measured(worn, *poses[k], 0.5)) == reference[k]
-        assert bits(measured(ClearanceEngine(structures), *poses[k], 0.5)) == reference[k]
+        assert bits(posed(worn, poses[k])) == reference[k]
+        assert bits(posed(ClearanceEngine(structures), poses[k])) == reference[k]
 
 
 def test_neighbouring_structures_do_not_change_a_bit(organs: dict[str, Mesh], engine: ClearanceEngine) -> None:
     rng = np.random.default_rng(9)
     alone = [ClearanceEngine([DistanceStructure.build(m)]) for m in organs.values()]
     for _ in range(20):
-        pose = (rng.uniform(-90, 90, 3), unit(rng.normal(size=3)), 100.0, 0.7)
-        together = measured(engine, *pose)
+        tip, axis = rng.uniform(-90, 90, 3), unit(rng.normal(size=3))
+        together = measured(engine, tip, axis, 100.0, 0.7)
         for i, single in enumerate(alone):
-            out = measured(single, *pose)
+            out = measured(single, tip, axis, 100.0, 0.7)
             for field in (*(f"{f}_mm" for f in FIELDS), "shaft_axis_offset_mm"):
                 assert getattr(out, field)[0].tobytes() == getattr(together, field)[i].tobytes()
 
