@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from navsrv.anatomy.sacrum_bones import Grid, ball, rod
+from navsrv.anatomy.sacrum_bones import Grid, ball, rod, smooth_max
 from navsrv.anatomy.sacrum_curve import SacralCurve
 
 FAT: Final = -102.0
@@ -30,15 +30,21 @@ PSOAS_RADII: Final = (19.0, 19.5, 17.0, 15.0, 15.0, 15.0)
 PIRIFORMIS: Final = ((62.0, 24.0, -12.0), (74.0, 48.0, -8.0))
 BOWEL_LOOPS: Final = (
     # centre, semi-axes, HU inside
-    ((-52.0, -62.0, -18.0), (22.0, 20.0, 34.0), -780.0),
-    ((52.0, -72.0, 6.0), (15.0, 14.0, 32.0), 25.0),
-    ((8.0, -66.0, 24.0), (34.0, 12.0, 11.0), 32.0),
-    ((-6.0, -62.0, -8.0), (30.0, 12.0, 10.0), 22.0),
-    ((14.0, -52.0, -34.0), (26.0, 11.0, 10.0), 36.0),
-    ((-18.0, -46.0, -55.0), (24.0, 12.0, 11.0), 28.0),
-    ((18.0, -36.0, -70.0), (20.0, 11.0, 12.0), -420.0),
-    ((-2.0, -72.0, -46.0), (26.0, 10.0, 10.0), 30.0),
+    ((-50.0, -66.0, -14.0), (20.0, 17.0, 24.0), -780.0),
+    ((2.0, -46.0, 22.0), (16.0, 10.0, 14.0), 30.0),
+    ((-16.0, -44.0, -46.0), (15.0, 11.0, 12.0), -420.0),
 )
+BOWEL_TUBES: Final = (
+    # way, radius, HU inside: descending and sigmoid colon, caecum, small bowel in its bends
+    (((92.0, -30.0, 54.0), (84.0, -46.0, 16.0), (70.0, -64.0, -12.0), (46.0, -60.0, -30.0), (26.0, -40.0, -50.0)),
+     12.5, -160.0),
+    (((-94.0, -38.0, 54.0), (-82.0, -56.0, 14.0)), 19.0, -120.0),
+    (((-60.0, -74.0, 40.0), (-30.0, -68.0, 44.0), (0.0, -76.0, 38.0), (32.0, -70.0, 45.0), (62.0, -78.0, 38.0)),
+     11.0, 36.0),
+    (((54.0, -76.0, 18.0), (24.0, -64.0, 10.0), (-6.0, -74.0, 6.0), (-36.0, -66.0, 12.0)), 10.5, 28.0),
+    (((-34.0, -72.0, -34.0), (-8.0, -58.0, -27.0), (20.0, -74.0, -24.0)), 10.0, 33.0),
+    (((-40.0, -56.0, -62.0), (-12.0, -68.0, -66.0), (16.0, -60.0, -76.0), (40.0, -70.0, -66.0)), 10.0, 30.0),
+)  # fmt: skip
 
 
 class Paint:
@@ -101,7 +107,7 @@ def _gluteal(paint: Paint, x: Grid, y: Grid, z: Grid, sheet: Grid, depth: Grid, 
         z - upper,
         (26.0 + 0.16 * np.minimum(z + 60.0, 0.0)) - half,
         -22.0 - y,
-        2.0 - sheet,
+        np.minimum(2.0 - sheet, z + 44.0),
     )
     lateral_reach = np.maximum(52.0 + 0.35 * np.minimum(z + 20.0, 0.0), 30.0)
     medius = _all(
@@ -110,8 +116,11 @@ def _gluteal(paint: Paint, x: Grid, y: Grid, z: Grid, sheet: Grid, depth: Grid, 
     minimus = _all(0.8 - sheet, sheet - 12.8, crest + 24.0, -52.0 - y, y - 22.0, -96.0 - z, 2.0 - maximus)
     rear_medius = _all(0.8 - sheet, sheet - 14.5, crest, 24.0 - y, y - 50.0, -48.0 - z, 2.2 - maximus, fat - depth)
     tensor = ball(x, y, z, (118.0, -56.0, -80.0), (14.0, 22.0, 60.0))
-    for muscle in (minimus, medius, rear_medius, _all(tensor, fat - depth), maximus):
+    obliques = _all(fat - depth, depth - fat - 21.0, y - 26.0, 14.0 - z, 74.0 - half)
+    for muscle in (minimus, medius, rear_medius, _all(tensor, fat - depth), maximus, obliques):
         paint.over(muscle, meat)
+    for layer in (7.0, 14.0):
+        paint.over(_all(np.abs(depth - fat - layer) - 0.5, obliques + 1.0, corner_mm=0.5), -50.0)
 
 
 def _pelvic_wall(paint: Paint, curve: SacralCurve, x: Grid, y: Grid, z: Grid, sheet: Grid, meat: Grid) -> None:
@@ -124,7 +133,7 @@ def _pelvic_wall(paint: Paint, curve: SacralCurve, x: Grid, y: Grid, z: Grid, sh
     psoas = _chain(x, y, z, PSOAS, PSOAS_RADII)
     start = [tuple(float(c) for c in p) for p in curve.model(PIRIFORMIS)]
     piriformis = _chain(x, y, z, (*start, (84.0, 22.0, -80.0), (122.0, 8.0, -98.0)), (8.5, 10.0, 9.0, 5.0))
-    quadratus = rod(x, y, z, (58.0, 26.0, 60.0), (72.0, 22.0, 28.0), 13.0, 7.0)
+    quadratus = rod(x, y, z, (66.0, 26.0, 60.0), (76.0, 22.0, 30.0), 15.0, 8.0)
     for muscle in (iliacus, obturator, piriformis, quadratus, psoas):
         paint.over(muscle, meat)
 
@@ -138,14 +147,18 @@ def _back(paint: Paint, x: Grid, z: Grid, s: Grid, v: Grid, sacrum: Grid, depth:
     erector = _all(side - reach + 1.5 * slow, 2.0 - side, 0.6 - sacrum, sacrum - thick, fat - depth, 6.0 - v, s - 82.0)
     plane = np.abs(side - 21.0 - 0.12 * (v - 30.0)) - 0.7
     paint.over(erector, meat)
-    paint.over(_all(plane, erector, 14.0 - v), -60.0)
+    paint.over(_all(plane, erector, 14.0 - v, corner_mm=0.5), -60.0)
 
 
 def _bowel(paint: Paint, grid: tuple[Grid, Grid, Grid], slow: Grid, fine: Grid) -> None:
     """Loops with walls, gas and fluid in front, the bladder below, strands in the mesentery."""
     x, y, z = grid
-    inner = _all(y + 22.0, -140.0 - z) + np.zeros_like(slow)
-    paint.over(np.maximum(inner, 0.5 - np.abs(fine) * 0.2 + 0.35), -70.0)
+    strands = np.maximum(y + 24.0, 0.55 - fine)
+    paint.over(strands, -84.0)
+    for points, radius, hu in BOWEL_TUBES:
+        tube = _chain(x, y, z, points, (radius,) * len(points)) + 1.6 * slow
+        paint.over(tube, 50.0)
+        paint.over(tube + 2.2, hu + 7.0 * slow - (380.0 if hu < 0.0 else 0.0) * np.clip(fine, 0.0, 1.0))
     for center, axes, hu in BOWEL_LOOPS:
         loop = ball(x, y, z, center, axes) + 2.5 * slow
         paint.over(loop, 48.0)
@@ -154,11 +167,11 @@ def _bowel(paint: Paint, grid: tuple[Grid, Grid, Grid], slow: Grid, fine: Grid) 
     paint.over(ball(x, y, z, (2.0, -64.0, -118.0), (37.0, 27.0, 24.0)), 6.0)
 
 
-def _all(*fields: Grid) -> Grid:
-    """The common part of several regions."""
+def _all(*fields: Grid, corner_mm: float = 9.0) -> Grid:
+    """The common part of several regions, its corners rounded: no muscle has an edge."""
     result = fields[0]
     for field in fields[1:]:
-        result = np.maximum(result, field)
+        result = smooth_max(result, field, corner_mm)
     return result
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from navsrv.anatomy.sacrum_bones import (
     Grid,
@@ -332,7 +333,10 @@ def _paint_part(hu: Grid, name: str, field: Grid, grain: Grid, width: float) -> 
             _over(hu, ragged, 58.0 + 14.0 * grain + 230.0 * np.clip(grain - 2.1, 0.0, 1.0), 2.0 * width)
         case ["Rectum"]:
             _over(hu, field, 46.0, width)
-            content = np.where(grain > 1.15, np.float32(-430.0), np.float32(18.0) + 22.0 * grain)
+            # Stool with bubbles of several voxels.
+            clumps = gaussian_filter(grain, 1.6 / width)
+            clumps /= clumps.std()
+            content = 22.0 + 16.0 * clumps - 520.0 * np.clip(clumps - 0.9, 0.0, 1.0)
             _over(hu, field + np.float32(3.2), content, width)
         case ["Sacral", "canal"]:
             _over(hu, field, -62.0, width)
