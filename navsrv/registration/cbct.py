@@ -24,31 +24,37 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsrv.kernel.errors import RegistrationError
-from navsrv.kernel.frames import CT, VOLUME, Array, Rigid, frozen_array, rotation_from_vector
+from navsrv.kernel.frames import CT, VOLUME, Array, Rigid, frozen_array
 from navsrv.kernel.registration import RegistrationResult, Verdict, tre_rms_mm
-from navsrv.registration.images import CtImage, Grid, blur, bone_weight, ct_grid, reduce_to, volume_grid
+from navsrv.registration.images import CtImage, Grid, blur, bone_weight, ct_grid, reduce_to, trim, volume_grid
 from navsrv.registration.search import FLIPS, pose_distance_mm, search
 from navsrv.registration.tiles import (
     Level,
     Refined,
-    Tiles,
     covariance_about_origin,
     cut_tiles,
     demeaned,
+    moved,
     normal_equations,
     refine,
 )
 
 CANDIDATES: Final = 40
+RIVALS: Final = 5
+"""Places that are compared at the middle level, where a wrong one stands out far more than at the coarse one."""
 MIRROR_CANDIDATES: Final = 8
 SAME_BASIN_MM: Final = 6.0
 LEVEL_SHIFTS_MM: Final = (-45.0, -35.0, -25.0, -15.0, 15.0, 25.0, 35.0, 45.0)
 """Shifts along the CT's long axis that the winner is challenged with: a neighbouring vertebra or sacral segment."""
+FULL_OVERLAP: Final = 0.4
+"""Share of the volume inside the CT from which more adds nothing to a place's rank."""
 GROUPS: Final = 8
 INFLATION: Final = 2.0
 """Factor on the standard deviation from the scatter of groups; see tests/registration/test_cbct.py for its coverage."""
 FLOOR_VOXELS: Final = 0.1
-"""Standard deviation per axis that no subset can see, in voxels of the coarser image."""
+FLOOR_MM: Final = 0.15
+"""Standard deviation per axis that no subset can see: interpolation, in voxels of the coarser image, and the scale of
+either scanner (0.2 % at 80 mm), in mm."""
 
 Progress = Callable[[float, str], None]
 
@@ -70,8 +76,8 @@ class CbctLimits:
     """Thresholds of the verdict: (accept, refuse) of each figure."""
 
     correlation: tuple[float, float] = (0.75, 0.6)
-    overlap: tuple[float, float] = (0.6, 0.35)
-    margin: tuple[float, float] = (0.12, 0.05)
+    overlap: tuple[float, float] = (0.4, 0.25)
+    margin: tuple[float, float] = (0.2, 0.1)
     mirror_margin: tuple[float, float] = (0.02, 0.0)
     spread_mm: tuple[float, float] = (0.5, 2.0)
     halves_mm: tuple[float, float] = (1.5, 4.0)
@@ -110,7 +116,9 @@ def prepare_ct(ct: CtImage) -> PreparedCt:
     if not (fine.values > 0.2).any():
         raise RegistrationError("the CT holds nothing above 200 HU: no bone to register to")
     native = float(np.linalg.norm(np.asarray(ct.index_to_ct_mm)[:3, :3], axis=0).max())
-    return PreparedCt(blur(fine, 0.8), blur(fine, 1.3), blur(reduce_to(fine, 2.4), 2.5), bone, native)
+    return PreparedCt(
+        trim(blur(fine, 0.8), 3.0), trim(blur(fine, 1.3), 4.0), trim(blur(reduce_to(fine, 2.4), 2.5), 7.0), bone, native
+    )
 
 
 def register_cbct(
@@ -153,16 +161,16 @@ def register_cbct(
     if not starts:
         raise RegistrationError("the volume and the CT overlap nowhere enough to be compared")
     say(0.6, "refining")
-    best, others, agreeing = _choose_basin(prepared, grid, starts)
-    mirrored = _mirrored_correlation(prepared, grid, best)
-    middle, spread_mm = _refine_middle(prepared, grid, best, target_ct_mm)
+    basins = _basins(prepared, grid, starts)
+    mirrored = _mirrored_correlation(prepared, grid, basins[0].middle.pose)
+    middle, spread_mm = _displaced_starts(prepared, grid, basins[0].middle.pose, target_ct_mm)
     say(0.8, "finest level")
     level = _level(prepared.fine, blur(grid, 0.7), 2.4, 16.0, 60_000, prepared, middle.pose)
     final = refine(level, middle.pose)
     parts = _spread(level, final.pose)
     say(0.95, "judging")
     return _result(
-        prepared, grid, _Findings(final, middle, best, others, mirrored, agreeing, spread_mm, parts), target_ct_mm,
+        prepared, grid, _Findings(final, middle, basins, mirrored, spread_mm, parts), target_ct_mm,
         limits or CbctLimits(),
     )  # fmt: skip
 
@@ -171,10 +179,8 @@ def register_cbct(
 class _Findings:
     final: Refined
     middle: Refined
-    coarse: Refined
-    next_best: float
+    basins: list[_Basin]
     mirrored: float
-    agreeing: int
     spread_mm: float
     parts: Spread
 
@@ -182,20 +188,36 @@ class _Findings:
 def _level(
     ct: Grid, volume: Grid, spacing_mm: float, tile_mm: float, limit: int, prepared: PreparedCt, pose: Array
 ) -> Level:
-    """Return a level whose points are weighted by bone where ``pose`` puts them in the CT."""
-    tiles = cut_tiles(volume, spacing_mm, tile_mm, limit)
-    points_ct = tiles.points_mm @ pose[:3, :3].T + pose[:3, 3]
-    to_index = np.linalg.inv(prepared.bone.index_to_mm)
-    index = np.rint(points_ct @ to_index[:3, :3].T + to_index[:3, 3]).astype(np.int64)[:, ::-1]
+    """Return a level whose points are weighted by bone where ``pose`` puts them in the CT; others are left out."""
+    to_index = np.linalg.inv(prepared.bone.index_to_mm) @ pose
     shape = np.array(prepared.bone.values.shape)
-    inside = ((index >= 0) & (index < shape)).all(axis=1)
-    weights = np.full(len(index), 0.1, dtype=np.float32)
-    weights[inside] = prepared.bone.values[tuple(index[inside].T)]
-    return Level.make(ct, Tiles(tiles.points_mm, tiles.values, weights, tiles.starts, tiles.centres_mm))
+
+    def weigh(points_mm: Array) -> NDArray[np.float32]:
+        index = np.rint(points_mm @ to_index[:3, :3].T + to_index[:3, 3]).astype(np.int64)[:, ::-1]
+        inside = ((index >= 0) & (index < shape)).all(axis=1)
+        weights = np.zeros(len(index), dtype=np.float32)
+        weights[inside] = prepared.bone.values[tuple(index[inside].T)]
+        return weights
+
+    return Level.make(ct, cut_tiles(volume, spacing_mm, tile_mm, limit, weigh))
 
 
-def _choose_basin(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> tuple[Refined, float, int]:
-    """Return the best refined start, the correlation of the best other basin, and how many starts ended in the best."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Basin:
+    """A place where refinements end: its pose at the coarse and the middle level, and the starts that ended there."""
+
+    coarse: Refined
+    middle: Refined
+    starts: int
+
+    @property
+    def rank(self) -> float:
+        """Correlation at the middle level, less where little of the volume overlaps (a sliver correlates easily)."""
+        return self.middle.correlation * min(1.0, self.coarse.overlap / FULL_OVERLAP)
+
+
+def _basins(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> list[_Basin]:
+    """Return the best places for the volume, the best first; they differ by more than ``SAME_BASIN_MM``."""
     level = _coarse_level(prepared, grid)
     ends = [refine(level, start) for start in starts]
     best = max(ends, key=_rank)
@@ -205,11 +227,24 @@ def _choose_basin(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> tupl
         ends.append(refine(level, pose))
     # A slow descent into the best basin must not pass for a rival: carry on until each has arrived.
     ends = [_settled(level, end) if _rank(end) > 0.5 * _rank(best) else end for end in ends]
-    best = max(ends, key=_rank)
     centre = grid.centre_mm
-    same = [pose_distance_mm(end.pose, best.pose, centre) < SAME_BASIN_MM for end in ends]
-    other = max((_rank(end) for end, near in zip(ends, same, strict=True) if not near), default=0.0)
-    return best, other, sum(same[: len(starts)])
+    places: list[tuple[Refined, int]] = []
+    for number in sorted(range(len(ends)), key=lambda n: -_rank(ends[n])):
+        end, counts = ends[number], number < len(starts)
+        for at, (place, votes) in enumerate(places):
+            if pose_distance_mm(end.pose, place.pose, centre) < SAME_BASIN_MM:
+                places[at] = (place, votes + counts)
+                break
+        else:
+            places.append((end, int(counts)))
+    found = [
+        _Basin(place, refine(_middle_level(prepared, grid, place.pose), place.pose), votes)
+        for place, votes in places[:RIVALS]
+    ]
+    # The finer level can bring two places together.
+    first = max(found, key=lambda basin: basin.rank)
+    rest = [b for b in found if pose_distance_mm(b.middle.pose, first.middle.pose, centre) > SAME_BASIN_MM]
+    return [first, *sorted(rest, key=lambda basin: -basin.rank)]
 
 
 def _coarse_level(prepared: PreparedCt, grid: Grid) -> Level:
@@ -222,7 +257,7 @@ def _middle_level(prepared: PreparedCt, grid: Grid, pose: Array) -> Level:
     return _level(prepared.middle, blur(reduce_to(grid, 2.0), 1.3), 3.6, 20.0, 30_000, prepared, pose)
 
 
-def _mirrored_correlation(prepared: PreparedCt, grid: Grid, best: Refined) -> float:
+def _mirrored_correlation(prepared: PreparedCt, grid: Grid, pose: Array) -> float:
     """Return the best correlation of the volume's mirror image, at the middle level.
 
     Near the plain one, left and right may be exchanged.
@@ -233,7 +268,7 @@ def _mirrored_correlation(prepared: PreparedCt, grid: Grid, best: Refined) -> fl
     matrix = grid.index_to_mm.copy()
     matrix[:3] = flip @ matrix[:3]
     image = Grid(grid.values, matrix, grid.valid)
-    orientation = flip @ best.pose[:3, :3] @ flip
+    orientation = flip @ pose[:3, :3] @ flip
     level = _coarse_level(prepared, image)
     ends = [refine(level, start.pose) for start in search(prepared.coarse, image, [orientation], MIRROR_CANDIDATES)]
     if not ends:
@@ -254,29 +289,25 @@ def _settled(level: Level, end: Refined) -> Refined:
 
 def _rank(end: Refined) -> float:
     """Return the correlation, less where little of the volume overlaps (a sliver correlates easily)."""
-    return end.correlation * min(1.0, end.overlap / 0.5)
+    return end.correlation * min(1.0, end.overlap / FULL_OVERLAP)
 
 
-def _refine_middle(
-    prepared: PreparedCt, grid: Grid, best: Refined, target_ct_mm: ArrayLike | None
+def _displaced_starts(
+    prepared: PreparedCt, grid: Grid, pose: Array, target_ct_mm: ArrayLike | None
 ) -> tuple[Refined, float]:
     """Return the pose at the middle level and how far apart (mm, at the target) displaced starts end."""
-    level = _middle_level(prepared, grid, best.pose)
-    first = refine(level, best.pose)
+    level = _middle_level(prepared, grid, pose)
+    first = refine(level, pose)
     centre = first.pose[:3, :3] @ level.tiles.centre_mm + first.pose[:3, 3]
     target = centre if target_ct_mm is None else np.asarray(target_ct_mm, dtype=np.float64)
     in_volume = first.pose[:3, :3].T @ (target - first.pose[:3, 3])
     ends = [first]
     for sign, axis in ((1.0, 0), (-1.0, 1), (1.0, 2)):
         shift, turn = np.roll([sign * 3.0, 2.0, -2.0], axis), np.roll([sign * 0.05, -0.03, 0.03], axis)
-        pose = first.pose.copy()
-        rotation = rotation_from_vector(turn)
-        pose[:3, :3] = rotation @ pose[:3, :3]
-        pose[:3, 3] = rotation @ (pose[:3, 3] - centre) + centre + shift
-        ends.append(refine(level, pose))
+        ends.append(refine(level, moved(first.pose, np.concatenate((turn, shift)), centre)))
     at_target = np.array([end.pose[:3, :3] @ in_volume + end.pose[:3, 3] for end in ends])
     spread = float(np.linalg.norm(at_target - at_target[0], axis=1).max())
-    return max(ends, key=lambda end: end.correlation), spread
+    return first, spread
 
 
 def _spread(level: Level, pose: Array) -> Spread:
@@ -311,7 +342,7 @@ def _result(
     centre = found.parts.centre_mm
     target = centre if target_ct_mm is None else np.asarray(target_ct_mm, dtype=np.float64)
     halves_mm = found.parts.halves_mm(target)
-    floor = FLOOR_VOXELS * max(prepared.native_mm, float(grid.spacing_mm.max()))
+    floor = float(np.hypot(FLOOR_VOXELS * max(prepared.native_mm, float(grid.spacing_mm.max())), FLOOR_MM))
     scatter = INFLATION**2 * found.parts.covariance
     systematic = np.zeros((6, 6))
     systematic[3:, 3:] = np.eye(3) * (floor**2 + (0.5 * halves_mm) ** 2 / 3.0)
@@ -320,16 +351,18 @@ def _result(
     pose = found.final.pose
     transform = Rigid(CT, VOLUME, pose[:3, :3], pose[:3, 3], 0.5 * (covariance + covariance.T))
     tre = tre_rms_mm(transform, target)
+    best = found.basins[0]
+    rival = max(found.basins[1].rank, 0.0) if len(found.basins) > 1 else 0.0
     details = (
         ("correlation", found.middle.correlation),
         ("correlation_fine", found.final.correlation),
-        ("correlation_coarse", found.coarse.correlation),
-        ("overlap", found.coarse.overlap),
-        ("next_basin_correlation", found.next_best),
-        ("margin", _rank(found.coarse) - found.next_best),
+        ("correlation_coarse", best.coarse.correlation),
+        ("overlap", best.coarse.overlap),
+        ("next_basin_correlation", rival),
+        ("margin", best.rank - rival),
         ("mirrored_correlation", found.mirrored),
         ("mirror_margin", found.middle.correlation - found.mirrored),
-        ("starts_agreeing", float(found.agreeing)),
+        ("starts_agreeing", float(best.starts)),
         ("spread_of_starts_mm", found.spread_mm),
         ("halves_mm", halves_mm),
     )

@@ -113,6 +113,15 @@ def blur(grid: Grid, sigma_mm: float) -> Grid:
     return Grid(values, grid.index_to_mm, grid.valid)
 
 
+def trim(grid: Grid, margin_mm: float) -> Grid:
+    """Return the grid with a margin made invalid: there the volume's blur has seen what the CT has not."""
+    valid = np.zeros_like(grid.valid)
+    margin = [int(np.ceil(margin_mm / s)) for s in grid.spacing_mm[::-1]]
+    inner = tuple(slice(m, n - m) for m, n in zip(margin, grid.values.shape, strict=True))
+    valid[inner] = grid.valid[inner]
+    return Grid(grid.values, grid.index_to_mm, valid)
+
+
 def ct_grid(ct: CtImage) -> Grid:
     """Return the CT clipped to tissue and bone, about 1.2 mm fine, in units of 1000 HU; 0 is the fill value."""
     voxels = np.asarray(ct.voxels)

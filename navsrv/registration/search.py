@@ -21,7 +21,7 @@ HIGH_PASS_MM: Final = 24.0
 ROTATION_RANGE_DEG: Final = 27.0
 ROTATION_STEP_DEG: Final = 20.0
 """Side of the cubic cell of a body-centred lattice of rotation vectors: no rotation is more than 11.2 degrees away."""
-MIN_OVERLAP: Final = 0.45
+MIN_OVERLAP: Final = 0.35
 FLIPS: Final = (np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.diag([1.0, -1.0, -1.0]), np.diag([-1.0, 1.0, -1.0]))
 """As planned, or the patient half turned about the long axis (prone), the left-right or the front-back axis."""
 
@@ -105,7 +105,7 @@ class MaskedCorrelation:
 
         cross, count = back(self.f_value * f_values), back(self.f_valid * f_mask)
         ct_energy, energy = back(self.f_square * f_mask), back(self.f_valid * f_square)
-        enough = (count > MIN_OVERLAP * mask.sum()) & (energy > 0.4 * (values**2).sum())
+        enough = (count > MIN_OVERLAP * mask.sum()) & (energy > 0.3 * (values**2).sum())
         floor = 0.05 * float((self.ct.values**2).mean()) * np.maximum(count, 1.0)
         score = np.where(enough, cross / np.sqrt(np.maximum(ct_energy, floor) * np.maximum(energy, 1e-9)), -1.0)
         return score.astype(np.float32)

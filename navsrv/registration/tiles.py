@@ -9,6 +9,7 @@ refinements for free, which is where the covariance comes from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,7 @@ from navsrv.kernel.frames import Array, rotation_from_vector, skew
 from navsrv.registration.images import Grid, Voxels
 
 MIN_TILE_POINTS: Final = 12
+Weigh = Callable[[Array], NDArray[np.float32]]
 SUMS: Final = 46
 """Of each tile: count; sums of w, wv, wc, wvv, wcc, wvc; wJ (6); upper triangle of wJJ' (21); wJc (6); wJv (6)."""
 
@@ -128,22 +130,25 @@ class Tiles:
         return centre
 
 
-def cut_tiles(grid: Grid, spacing_mm: float, tile_mm: float, limit: int) -> Tiles:
+def cut_tiles(grid: Grid, spacing_mm: float, tile_mm: float, limit: int, weigh: Weigh | None = None) -> Tiles:
     """Return sample points about ``spacing_mm`` apart in cubic tiles, the tiles with the most structure first to stay.
 
-    At most ``limit`` points are kept: whole tiles, by falling variance, so that bone edges stay and plain tissue goes.
+    At most ``limit`` points are kept: whole tiles, by falling weighted variance, so that bone edges stay and plain
+    tissue goes.  ``weigh`` gives weights (N,) for points (N, 3) in the volume's frame; those of weight 0 are dropped.
     """
     steps = np.maximum(1, np.rint(spacing_mm / grid.spacing_mm).astype(int))
     first = steps // 2
     chosen = grid.valid[first[2] :: steps[2], first[1] :: steps[1], first[0] :: steps[0]]
     index = np.argwhere(chosen) * steps[::-1] + first[::-1]
+    weights = np.ones(len(index), np.float32) if weigh is None else weigh(grid.points_mm(index))
+    index, weights = index[weights > 0.0], weights[weights > 0.0]
     values = grid.values[index[:, 0], index[:, 1], index[:, 2]].astype(np.float64)
     side = np.maximum(1, np.rint(tile_mm / grid.spacing_mm).astype(int))[::-1]
     shape = np.array(grid.values.shape) // side + 1
     label = np.ravel_multi_index(tuple((index // side).T), tuple(shape))
     _, tile, count = np.unique(label, return_inverse=True, return_counts=True)
     mean = np.bincount(tile, values) / count
-    energy = np.bincount(tile, (values - mean[tile]) ** 2)
+    energy = np.bincount(tile, weights * (values - mean[tile]) ** 2)
     energy[count < MIN_TILE_POINTS] = -1.0
     ranked = np.argsort(-energy, kind="stable")
     kept = ranked[(np.cumsum(count[ranked]) <= limit) & (energy[ranked] > 0.0)]
@@ -155,9 +160,7 @@ def cut_tiles(grid: Grid, spacing_mm: float, tile_mm: float, limit: int) -> Tile
     counts = count[np.sort(kept)]
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     centres = np.add.reduceat(points, starts[:-1]) / counts[:, None] if len(kept) else np.zeros((0, 3))
-    return Tiles(
-        points.astype(np.float32), values[order].astype(np.float32), np.ones(len(order), np.float32), starts, centres
-    )
+    return Tiles(points.astype(np.float32), values[order].astype(np.float32), weights[order], starts, centres)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

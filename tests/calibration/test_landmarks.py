@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +32,6 @@ def moved(points_mm: Array, seed: int = 3) -> tuple[Array, Array, Array]:
     rotation = Rotation.random(rng=rng).as_matrix()
     translation = rng.uniform(-800, 800, 3)
     return (points_mm - translation) @ rotation, rotation, translation
-
-
-def data_folder() -> Path:
-    root = Path(os.environ.get("NAVSRV_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    if not (root / "pelvis_phantom").is_dir():
-        pytest.skip(f"no real data: {root / 'pelvis_phantom'} is absent (set NAVSRV_DATA)")
-    return root / "pelvis_phantom"
 
 
 def test_exact_points_give_back_the_motion() -> None:
@@ -164,9 +156,9 @@ def test_a_symmetric_arrangement_in_unknown_order_is_refused() -> None:
 
 
 @pytest.mark.data
-def test_pelvis_phantom_fiducials() -> None:
+def test_pelvis_phantom_fiducials(data_dir: Path) -> None:
     """Real scanner, real optical tracker: FRE rms 0.651 mm; the files' orders correspond."""
-    folder = data_folder()
+    folder = data_dir / "pelvis_phantom"
     tracked = np.loadtxt(folder / "Tracker_Fiducial_Markers.txt")
     ct = np.loadtxt(folder / "pelvis_nii_ct_fiducial_markers.txt") + np.array([-222.543, -361.543, 11.5])
     result = solve_landmarks(tracked, ct, frm=TRACKER, target_ct_mm=ct.mean(axis=0))
