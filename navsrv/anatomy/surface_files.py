@@ -48,10 +48,9 @@ def read_surface(path: Path, space: str) -> Mesh:
         raise InputError(f"{path}: surface: no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: surface: the file is empty (0 bytes)")
-    said = _space_in_header(path)
+    vertices, triangles, said = _read_polydata(path)
     if said is not None and said != space:
         raise InputError(f"{path}: surface: its header says SPACE={said}, but {space} was given; which one is right?")
-    vertices, triangles = _read_polydata(path)
     try:
         mesh = Mesh(points_ras_from_lps(vertices) if space == "RAS" else vertices, triangles)
     except InputError as error:
@@ -116,16 +115,18 @@ def _write_vtp(mesh: Mesh, path: Path, comment: str) -> None:
     from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
 
     polydata = to_polydata(mesh)
-    for name, value in (("SPACE", "SPACE=LPS"), ("UNIT", "mm"), ("COMMENT", comment)):
-        text: Any = vtkStringArray()
-        text.SetName(name)
-        text.InsertNextValue(value)
-        polydata.GetFieldData().AddArray(text)
+    space: Any = vtkStringArray()  # as 3D Slicer reads and writes it; the array itself is base64 in the file
+    space.SetName("SPACE")
+    space.InsertNextValue("LPS")
+    polydata.GetFieldData().AddArray(space)
     writer: Any = vtkXMLPolyDataWriter()
     writer.SetFileName(str(path))
     writer.SetInputData(polydata)
     if not writer.Write():
         raise InputError(f"{path}: cannot be written")
+    head, _, rest = path.read_bytes().partition(b"\n")
+    said = f"<!-- SPACE=LPS UNIT=mm {_ascii(comment).replace('--', '- -')} -->".encode()
+    path.write_bytes(b"\n".join((head, said, rest)))
 
 
 def _space_in_header(path: Path) -> str | None:
@@ -138,7 +139,8 @@ def _space_in_header(path: Path) -> str | None:
     return None
 
 
-def _read_polydata(path: Path) -> tuple[Array, NDArray[np.int32]]:
+def _read_polydata(path: Path) -> tuple[Array, NDArray[np.int32], str | None]:
+    """Return vertices, triangles, and the space that the file names, if it does."""
     import vtkmodules.vtkIOGeometry as io_geometry
     import vtkmodules.vtkIOPLY as io_ply
     import vtkmodules.vtkIOXML as io_xml
@@ -163,4 +165,6 @@ def _read_polydata(path: Path) -> tuple[Array, NDArray[np.int32]]:
     vertices, triangles = from_polydata(triangulate.GetOutput())
     if len(triangles) == 0:
         raise InputError(f"{path}: surface: no triangles in it; is it really {path.suffix.lower()}?")
-    return vertices, triangles
+    named = triangulate.GetOutput().GetFieldData().GetAbstractArray("SPACE")
+    said = named.GetValue(0) if named is not None and named.GetNumberOfValues() else None
+    return vertices, triangles, said if said in SPACES else _space_in_header(path)

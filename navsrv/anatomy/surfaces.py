@@ -25,6 +25,12 @@ from navsrv.kernel.frames import Array
 BLUR: Final = 0.6
 """Standard deviation of the blur of a label, in longest voxel edges."""
 
+LEVELS: Final = (0.15, 0.55)
+"""Where a blurred label is cut, at most."""
+
+VOLUME_TOLERANCE: Final = 0.01
+VOLUME_STEPS: Final = 6
+
 SHORTEST_STEP: Final = 1e-3
 """A surface never comes closer to a grid point than this part of the step: no degenerate triangles."""
 
@@ -115,18 +121,34 @@ def mask_surface(
     field = ndimage.gaussian_filter(part.astype(np.float32), sigma, truncate=4.0, mode="constant")
     voxels = int(inside.sum())
     above = np.partition(field.ravel(), field.size - voxels)[field.size - voxels]
-    level = float(np.clip(above, 0.2, 0.5))
+    level = float(np.clip(above, *LEVELS))
     if field.max() <= level:
         raise InputError(f"{what}: {voxels} voxels are too few for a surface; expected a part of several voxels")
     corner = tuple(int(s.start - m) for s, m in zip(boxes[0][::-1], margin[::-1], strict=True))
     _hold(field, part, level)
-    mesh = field_surface(field, level, grid, (corner[0], corner[1], corner[2]))
+    place = (corner[0], corner[1], corner[2])
+    volume = voxels * float(np.prod(grid.spacing_mm))
+    mesh, level = _surface_of_volume(field, level, grid, place, volume)
     # Pockets of background inside the label that the blur closed are no border of the structure.
     solid = part | (ndimage.binary_fill_holes(part) & (field >= level))
     faces = grid.ct_from_index(_face_centres(solid) + np.asarray(corner))
     distance = distance_to_surface(mesh, faces)
-    volume = voxels * float(np.prod(grid.spacing_mm))
     return LabelSurface(mesh, float(np.sqrt(np.mean(distance**2))), float(distance.max()), volume)
+
+
+def _surface_of_volume(
+    field: NDArray[np.float32], level: float, grid: Volume, corner_ijk: tuple[int, int, int], volume_mm3: float
+) -> tuple[Mesh, float]:
+    """Return the surface of a field that encloses ``volume_mm3`` to 1 %, and its level, by halving intervals."""
+    low, high = LEVELS
+    for _ in range(VOLUME_STEPS):
+        mesh = field_surface(field, level, grid, corner_ijk)
+        excess = signed_volume_mm3(mesh) / volume_mm3 - 1.0
+        if abs(excess) < VOLUME_TOLERANCE:
+            break
+        low, high = (level, high) if excess > 0 else (low, level)
+        level = 0.5 * (low + high)
+    return mesh, level
 
 
 def require_within(mesh: Mesh, ct: Volume, what: str) -> None:

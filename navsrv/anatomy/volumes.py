@@ -10,6 +10,10 @@ voxels feet first or with flipped axes is the same volume, and is compared in ph
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,7 +170,8 @@ def _read(path: Path, series: str | None, what: str) -> Volume:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: {what}: the file is empty (0 bytes); expected {FORMATS}")
         try:
-            image = sitk.ReadImage(str(path))
+            with _no_chatter():
+                image = sitk.ReadImage(str(path))
         except RuntimeError as error:
             raise InputError(f"{path}: {what}: not a readable image ({_reason(error)}); expected {FORMATS}") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
@@ -179,6 +184,21 @@ def _read(path: Path, series: str | None, what: str) -> Volume:
     image = sitk.DICOMOrient(image, "LPS")
     direction = np.array(image.GetDirection()).reshape(3, 3)
     return Volume(sitk.GetArrayFromImage(image), image.GetOrigin(), image.GetSpacing(), direction)
+
+
+@contextmanager
+def _no_chatter() -> Iterator[None]:
+    """Keep what ITK's readers print from C++ off the terminal: the exception says the same, in one line."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _reason(error: RuntimeError) -> str:
@@ -203,7 +223,8 @@ def _read_series(folder: Path, series: str | None, what: str) -> Any:
     _require_equal_steps(folder, found[uid], what)
     reader.SetFileNames(found[uid])
     try:
-        return reader.Execute()
+        with _no_chatter():
+            return reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{folder}: {what}: series {uid} cannot be read ({_reason(error)})") from None
 
