@@ -101,28 +101,51 @@ class Part:
 
 
 class Watcher:
-    """A display that takes every frame; never the server's business how long this takes."""
+    """A display that takes every frame the moment it comes, in a thread of its own."""
 
     def __init__(self, port: int) -> None:
         self.received: list[tuple[int, bytes]] = []
-        self.newest: GuidanceFrame | None = None
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"guidance")
-        self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        self._socket.connect(f"tcp://127.0.0.1:{port}")
+        self._port = port
+        self._news = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._take, daemon=True)
+        self._thread.start()
 
-    def pump(self, seconds: float, until: Callable[[GuidanceFrame], bool] | None = None) -> GuidanceFrame | None:
-        """Take frames for ``seconds``, or until one fits; return that one."""
-        end = time.monotonic() + seconds
+    def _take(self) -> None:
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        socket.setsockopt(zmq.SUBSCRIBE, b"guidance")
+        socket.setsockopt(zmq.RCVHWM, 100_000)
+        socket.connect(f"tcp://127.0.0.1:{self._port}")
+        while not self._stop.is_set():
+            if socket.poll(200):
+                payload = socket.recv()
+                with self._news:
+                    self.received.append((time.monotonic_ns(), payload))
+                    self._news.notify_all()
+        socket.close(linger=0)
+
+    @property
+    def newest(self) -> GuidanceFrame | None:
+        """The newest frame."""
+        return decode_frame(self.received[-1][1]) if self.received else None
+
+    def wait(self, seconds: float, until: Callable[[GuidanceFrame], bool] | None = None) -> GuidanceFrame | None:
+        """Return the first frame from now on that fits, or None after ``seconds``."""
+        end, seen = time.monotonic() + seconds, len(self.received)
         while (left := end - time.monotonic()) > 0:
-            if not self._socket.poll(int(left * 1000) + 1):
-                continue
-            payload = self._socket.recv()
-            self.received.append((time.monotonic_ns(), payload))
-            self.newest = decode_frame(payload)
-            if until is not None and until(self.newest):
-                return self.newest
+            with self._news:
+                self._news.wait(left)
+            for _, payload in self.received[seen:] if until is not None else ():
+                seen += 1
+                frame = decode_frame(payload)
+                if until is not None and until(frame):
+                    return frame
         return None
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join()
 
 
 class Commander:
@@ -155,6 +178,8 @@ class Room:
         self.folder = Path(tempfile.mkdtemp(prefix="navsrv-demo-"))
         self.truth_file = self.folder / "truth.jsonl"
         self.accepted: dict[str, Any] = {}
+        self.timeline_s: dict[str, float] = {}
+        self.watcher: Watcher | None = None
         self._parts: list[Part] = []
 
     def __enter__(self) -> Self:
@@ -167,14 +192,25 @@ class Room:
         self.truth_file.unlink(missing_ok=True)
         self.folder.rmdir()
 
+    def mark(self, what: str) -> None:
+        """Note when something was reached, in seconds since the start."""
+        self.timeline_s[what] = round(time.monotonic() - self.started, 2)
+
     def part(self, name: str, *arguments: str) -> Part:
         """Start one process."""
         part = Part(name, list(arguments))
         self._parts.append(part)
         return part
 
+    @property
+    def received(self) -> list[tuple[int, bytes]]:
+        """Every frame that came, with its arrival (monotonic ns)."""
+        return [] if self.watcher is None else self.watcher.received
+
     def stop(self) -> None:
         """End the server first, then the simulators."""
+        if self.watcher is not None:
+            self.watcher.stop()
         for part in reversed(self._parts):
             part.stop()
         self._parts.clear()
@@ -187,6 +223,7 @@ class Room:
             "--speed", f"{self.args.speed:g}", "--truth", str(self.truth_file),
         )  # fmt: skip
         said = self.tracker.wait_for("ready", START_TIMEOUT_S)
+        self.mark("tracker ready")
         port, self.tracker_story_s = said["port"], float(said["story_s"])
         overrides = [f"trackers.main.port={port}", f'server.case="{self.case.folder}"']
         if self.args.headless:
@@ -195,6 +232,7 @@ class Room:
         config = str(example_path("demo.toml"))
         self.server = self.part("server", "navsrv.server.cli", "serve", config, *settings)
         self.ready = self.server.wait_for("ready", START_TIMEOUT_S)
+        self.mark("server ready")
         devices = f"127.0.0.1:{self.ready['ports']['devices']}"
         self.oarm = self.part("O-arm", "simulators", "oarm", *room, "--server", devices)
         self.carm = self.part("C-arm", "simulators", "carm", *room, "--server", devices)
@@ -213,20 +251,23 @@ def tell_person(text: str) -> None:
 def run_story(room: Room, url: str) -> None:
     """Connect, image, register, insert, once."""
     watcher, args = room.watcher, room.args
-    if watcher.pump(30.0, lambda f: f.state == "UNREGISTERED") is None:
+    assert watcher is not None
+    if watcher.wait(30.0, lambda f: f.state == "UNREGISTERED") is None:
         raise DemoFailed("the server sent no frame of a connected, unregistered tool within 30 s")
     tell_person(f"server ready after {time.monotonic() - room.started:.1f} s; display at {url}")
     room.oarm.wait_for("ready", START_TIMEOUT_S)
     room.oarm.wait_for("event", 30.0)
     tell_person("O-arm spins; its volume goes to the server")
     room.oarm.tell(do="spin")
-    proposed = watcher.pump(REGISTRATION_TIMEOUT_S, lambda f: f.proposal is not None)
+    room.mark("O-arm spins")
+    proposed = watcher.wait(REGISTRATION_TIMEOUT_S, lambda f: f.proposal is not None)
     if proposed is None or proposed.proposal is None or proposed.proposal.id is None:
         raise DemoFailed(f"no registration was proposed within {REGISTRATION_TIMEOUT_S:g} s")
     proposal = proposed.proposal
+    room.mark("registration proposed")
     tell_person(f"registration {proposal.id} proposed: {proposal.verdict}, predicted TRE {proposal.tre_mm:.2f} mm")
     look_s = LOOK_S if args.headless else BROWSER_LOOK_S
-    watcher.pump(look_s, lambda f: f.registration.state == "accepted")
+    watcher.wait(look_s, lambda f: f.registration.state == "accepted")
     if watcher.newest is None or watcher.newest.registration.state != "accepted":
         room.commander.ask("accept_registration", id=proposal.id)
     room.accepted = room.commander.ask("describe_registration", id=proposal.id)
@@ -234,9 +275,10 @@ def run_story(room: Room, url: str) -> None:
     for view in ("ap", "lateral"):
         room.carm.tell(do="shoot", view=view)
     room.tracker.tell(do="insert")
+    room.mark("insertion begins")
     tell_person("registration accepted; the needle goes in")
     seconds = room.tracker_story_s + 1.0
-    watcher.pump(seconds if args.seconds is None else min(seconds, args.seconds))
+    watcher.wait(seconds if args.seconds is None else min(seconds, args.seconds))
 
 
 def figures(room: Room, case: Case) -> dict[str, Any]:
@@ -247,7 +289,7 @@ def figures(room: Room, case: Case) -> dict[str, Any]:
         s["name"]: (s["caution_mm"], s["warning_mm"]) for s in room.scenery["structures"] if s["kind"] == "critical"
     }
     shaft = Shaft(needle["length_mm"], needle["diameter_mm"] / 2.0)
-    received = [Received(at, decode_frame(payload)) for at, payload in room.watcher.received]
+    received = [Received(at, decode_frame(payload)) for at, payload in room.received]
     accepted = room.accepted
     assert case.plan is not None
     error_mm, error_deg = registration_error_mm(
@@ -274,6 +316,7 @@ def figures(room: Room, case: Case) -> dict[str, Any]:
         },
         **judge(received, log, Truth.from_case(case.folder), limits, shaft),
         "first_alert_s": None if first_alert is None else round(first_alert / 1e9 - room.started, 2),
+        "timeline_s": room.timeline_s,
         "alarms": _alarms(received),
         "target_reached": any(a.condition == "target_reached" for r in received for a in r.frame.alarms),
         "missed_deadlines": max((r.frame.missed_deadlines for r in received), default=0),
@@ -346,9 +389,9 @@ def _run(room: Room, case: Case) -> int:
 def _again_until_interrupted(room: Room) -> None:
     try:
         while True:
-            room.watcher.pump(5.0)
+            time.sleep(5.0)
             room.tracker.tell(do="insert")
-            room.watcher.pump(room.tracker_story_s)
+            time.sleep(room.tracker_story_s)
     except (KeyboardInterrupt, BrokenPipeError):
         pass
 
