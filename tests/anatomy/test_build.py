@@ -10,10 +10,12 @@ import pytest
 
 from navsrv.anatomy import bvh
 from navsrv.anatomy.build import CaseDraft, StructureDraft, default_sigma_mm, write_case
-from navsrv.anatomy.builtin import ensure_case
+from navsrv.anatomy.builtin import SACRUM_VERSION, ensure_case, write_builtin
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.anatomy.case import Case, Kind
 from navsrv.anatomy.home import navsrv_home
+from navsrv.anatomy.sacrum import generate_sacrum
+from navsrv.anatomy.surfaces import distance_to_surface
 from navsrv.kernel.errors import InputError
 from tests.anatomy.cases import small_ct, small_draft
 
@@ -161,3 +163,27 @@ def test_a_folder_given_is_taken_as_it_is_and_an_unknown_name_lists_the_known(tm
     assert ensure_case(tmp_path) == tmp_path
     with pytest.raises(InputError, match="no such case folder, and no built-in case; those are sacrum, thoracolumbar"):
         ensure_case("sarcum")
+
+
+def test_the_sacrum_case_holds_what_its_generator_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = generate_sacrum(2, 3.0)
+    monkeypatch.setattr("navsrv.anatomy.sacrum.generate_sacrum", lambda seed: made)
+    monkeypatch.setattr(
+        "navsrv.anatomy.sacrum.TOLERANCE_MM", 0.5
+    )  # coarse voxels and surfaces: seconds, not half a minute
+    case = write_builtin("sacrum", tmp_path / "sacrum", seed=2)
+    case.verify()
+    assert [(s.name, s.kind, s.label, s.follows) for s in case.structures] == [
+        (s.name, s.kind, s.label, s.follows) for s in made.structures
+    ]
+    assert np.array_equal(case.ct().voxels, made.ct)
+    assert np.array_equal(case.labels().voxels, made.labels)
+    assert case.ct().origin_mm == pytest.approx(made.origin_mm)
+    assert case.plan is not None
+    assert case.plan.target_ct_mm.tolist() == made.plan.target_ct_mm.tolist()
+    assert case.provenance["generator"] == {"name": "sacrum", "version": SACRUM_VERSION, "seed": 2}
+    assert case.provenance["parameters"]["drift_structure"] == made.drift_structure
+    # The plan's stated clearance, once more on the stored surface, by VTK.
+    path = np.linspace(case.plan.target_ct_mm, case.plan.entry_ct_mm, 300)
+    least = distance_to_surface(case.mesh(made.drift_structure), path).min() - made.shaft_radius_mm
+    assert least == pytest.approx(made.clearances[made.drift_structure].shaft_mm, abs=0.6)
