@@ -33,7 +33,9 @@ class PoseSample:
     reason : str
         Why it is not OK, in words for the operator; empty when OK.
     device_time_ns : int or None
-        The source's stamp since the Unix epoch; None when it gave none.
+        The source's stamp since the Unix epoch; None when it gave none that means anything.
+    pose_time_ns : int
+        ``device_time_ns``, or the wall clock at receipt in its place (``stamp_source`` says which).
     received_ns : int
         Monotonic time of the read that completed it.
     """
@@ -58,6 +60,8 @@ class VolumeSample:
 
     Attributes
     ----------
+    device : str
+        The name that the image came under.
     voxels : (k, j, i) int16 or float32
     index_to_volume_mm : (4, 4)
         Maps (i, j, k, 1) of a voxel's centre to millimetres in the volume's frame.
@@ -72,7 +76,16 @@ class VolumeSample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProjectionSample:
-    """An X-ray image (rows, columns) with the pose of its detector plane, as far as the source gave it."""
+    """An X-ray image as its source gave it; where it was taken is told by poses, not by the image.
+
+    Attributes
+    ----------
+    device : str
+        The name that the image came under.
+    pixels : (rows, columns)
+    index_to_image_mm : (4, 4)
+        Maps (column, row, 0, 1) of a pixel's centre to millimetres in the frame of the detector plane.
+    """
 
     device: str
     pixels: NDArray[np.generic]
