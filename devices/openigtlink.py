@@ -7,6 +7,7 @@ Names are parsed once, status words of every known spelling are understood, and 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,8 +34,14 @@ STATUS_KEYS: Final = ("TransformStatus", "Status", "TransformValid")
 OK_WORDS: Final = frozenset(("OK", "VALID", "TRUE", "1", "TOOL_OK"))
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """A pose source has no business sending more than a megabyte in one message."""
+MAX_NAMES: Final = 256
+"""Names that one connection may bring: what it invents beyond them is not kept."""
+MAX_TRANSLATION_MM: Final = 100_000.0
+"""A tool 100 m away is a broken number, not a tool."""
+MAX_STATUS_CHARACTERS: Final = 40
 CLOCK_JUMP_NS: Final = 500_000_000
 _NO_ROTATION: Final = np.zeros(4)
+_NAME: Final = re.compile(r"(?P<frm>.+)To(?P<to>[A-Z].*)", re.DOTALL)
 
 
 class Stamps(Enum):
@@ -72,11 +79,12 @@ class SourceCounts:
 
 
 def parse_transform_name(name: str) -> tuple[Frame, Frame] | None:
-    """Return (to, from) of a name as PLUS writes it, ``NeedleToTracker``; None if it is not one."""
-    head, separator, tail = name.rpartition("To")
-    if not separator or not head or not tail or not tail[0].isupper():
-        return None
-    return Frame(tail.lower()), Frame(head.lower())
+    """Return (to, from) of a name as PLUS writes it, ``NeedleToTracker``; None if it is not one.
+
+    The last ``To`` before a capital divides, so that ``NeedleToTool`` is understood.
+    """
+    found = _NAME.fullmatch(name)
+    return None if found is None else (Frame(found["to"].lower()), Frame(found["frm"].lower()))
 
 
 def encode_hello() -> bytes:
@@ -95,7 +103,8 @@ class OpenIgtLinkSource:
         self._framer = Framer(max_body_bytes=MAX_MESSAGE_BYTES)
         self._frames: dict[str, tuple[Frame, Frame] | None] = {}
         self._last_stamp: dict[str, int] = {}
-        self._offset_ns: int | None = None
+        self._newest_stamp = 0
+        self._largest_offset_ns: int | None = None
 
     def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
         """Return the samples that these bytes complete.
@@ -110,7 +119,7 @@ class OpenIgtLinkSource:
         Raises
         ------
         RemoteProtocolError
-            The connection must end; ``samples`` of whole messages before the fault are in its ``messages``.
+            The connection must end; the samples of whole messages before the fault are in its ``messages``.
         """
         self.jumped = False
         try:
@@ -134,41 +143,61 @@ class OpenIgtLinkSource:
         self, message: Message, wire_name: str, matrix: Array, received_ns: int, wall_ns: int
     ) -> PoseSample | None:
         name = self.spec.names.get(wire_name, wire_name)
-        if name not in self._frames:
-            self._frames[name] = parse_transform_name(name)
-        frames = self._frames[name]
+        frames = self._frames_of(name)
         if frames is None:
             self.counts.unknown_names += 1
             return None
-        stamp = self._stamp(message.timestamp, wall_ns)
+        stamp, jump_ns = self._stamp(message.timestamp, wall_ns)
         if stamp is not None and not self._in_order(name, stamp):
             return None
         trust_key = None if self.spec.trusted else f"trackers.{self.spec.name}.trusted"
         tracking, reason = tracking_of(message, name, trust_key)
+        if jump_ns:
+            # A late message looks like a clock set back, and its pose may be old: the next one has to confirm it.
+            tracking, reason = Tracking.MISSING, f"{name}: the clock of its source jumped by {jump_ns / 1e9:+.1f} s"
         pose = None
         if tracking is Tracking.OK:
-            try:
-                pose = Rigid.from_matrix(frames[0], frames[1], matrix)
-                self.counts.accepted += 1
-            except ValueError:
+            pose, fault = _pose(frames, matrix)
+            if pose is None:
                 self.counts.not_rigid += 1
-                tracking, reason = Tracking.MISSING, f"{name}: the matrix is not a rigid motion"
+                tracking, reason = Tracking.MISSING, f"{name}: {fault}"
+            else:
+                self.counts.accepted += 1
         else:
             self.counts.invalid += 1
         pose_time_ns = wall_ns if stamp is None else stamp
         return PoseSample(name, pose, tracking, reason, stamp, pose_time_ns, received_ns)
 
-    def _stamp(self, timestamp: int, wall_ns: int) -> int | None:
+    def _frames_of(self, name: str) -> tuple[Frame, Frame] | None:
+        if name not in self._frames:
+            if len(self._frames) >= MAX_NAMES:
+                return None
+            self._frames[name] = parse_transform_name(name)
+        return self._frames[name]
+
+    def _stamp(self, timestamp: int, wall_ns: int) -> tuple[int | None, int]:
+        """Return the stamp (None when it means nothing) and by how much (ns) the device's clock jumped, mostly 0.
+
+        A late message makes the device's clock seem to lag, but its stamp still grows: so a jump ahead is a stamp
+        earlier against our clock than any before, and a jump back is a stamp older than the newest before it.
+        """
         if self.spec.stamps is Stamps.RECEIPT or timestamp == 0:
-            return None
+            return None, 0
         stamp = ns_from_timestamp(timestamp)
         offset = stamp - wall_ns
-        if self._offset_ns is not None and abs(offset - self._offset_ns) > CLOCK_JUMP_NS:
+        largest = self._largest_offset_ns
+        ahead = 0 if largest is None else offset - largest
+        back = 0 if largest is None else stamp - self._newest_stamp
+        jump = ahead if ahead > CLOCK_JUMP_NS else back if back < -CLOCK_JUMP_NS else 0
+        if jump:
             self.counts.clock_jumps += 1
             self.jumped = True
             self._last_stamp.clear()
-        self._offset_ns = offset
-        return stamp
+        if jump or largest is None:
+            self._newest_stamp, self._largest_offset_ns = stamp, offset
+        else:
+            self._newest_stamp, self._largest_offset_ns = max(self._newest_stamp, stamp), max(largest, offset)
+        return stamp, jump
 
     def _in_order(self, name: str, stamp: int) -> bool:
         """Say whether a stamp is newer than the last of its name: a repeated or late pose must not look fresh."""
@@ -186,17 +215,35 @@ class OpenIgtLinkSource:
 def tracking_of(message: Message, name: str, trust_key: str | None) -> tuple[Tracking, str]:
     """Return (tracking, reason) of a pose by its metadata.
 
-    ``trust_key`` is the configuration key that would make a pose without status usable; None when that was said.
+    Where several keys speak, all must say OK.  ``trust_key`` is the configuration key that would make a pose without
+    status usable; None when that was said.
     """
-    for key in STATUS_KEYS:
-        word = message.meta(key)
-        if word is not None:
-            if word.strip().upper() in OK_WORDS:
-                return Tracking.OK, ""
-            return Tracking.MISSING, f"{name}: {word.strip() or 'empty status'}"
+    words = [word for key in STATUS_KEYS if (word := message.meta(key)) is not None]
+    for word in words:
+        if word.strip().upper() not in OK_WORDS:
+            return Tracking.MISSING, f"{name}: {_shown(word)}"
+    if words:
+        return Tracking.OK, ""
     if trust_key is None:
         return Tracking.OK, ""
     return Tracking.UNKNOWN, f"{name}: no status on the wire; if this source sends valid poses only, set {trust_key}"
+
+
+def _shown(word: str) -> str:
+    """Return a peer's status word as a display can show it: short, on one line."""
+    text = "".join(c if c.isprintable() else " " for c in word[:MAX_STATUS_CHARACTERS]).strip()
+    return text or "empty status"
+
+
+def _pose(frames: tuple[Frame, Frame], matrix: Array) -> tuple[Rigid | None, str]:
+    """Return the pose of a (4, 4) matrix, or None and why it cannot be one."""
+    try:
+        pose = Rigid.from_matrix(frames[0], frames[1], matrix)
+    except ValueError:
+        return None, "the matrix is not a rigid motion"
+    if max(map(abs, pose.translation_mm.tolist())) > MAX_TRANSLATION_MM:
+        return None, f"more than {MAX_TRANSLATION_MM / 1e3:.0f} m away"
+    return pose, ""
 
 
 def _poses(message: Message) -> list[tuple[str, Array]]:
