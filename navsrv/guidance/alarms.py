@@ -1,13 +1,14 @@
 """Owns alarms: which conditions there are, what each signals, and how one lives.
 
-Two tables, both printable and tested cell by cell: ``RULES`` (condition to priority, latching, text) and
-``TRANSITIONS`` ((phase, event) to phase).  The ideas are those of IEC 60601-1-8: three priorities, latching,
+Two tables, both printable and tested cell by cell: ``RULES`` (condition to priority, latching, delay of clearing)
+and ``TRANSITIONS`` ((phase, event) to phase).  The ideas are those of IEC 60601-1-8: three priorities, latching,
 acknowledgement; no claim of conformity is made.  Refuses to wait: time is an argument.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -74,6 +75,12 @@ RULES: Final[Mapping[Condition, Rule]] = {
 BRIEF_LOSS_NS: Final = _S
 """A loss of line of sight shorter than this stays low in priority: nobody can act on a blip."""
 
+OF_STRUCTURES: Final = frozenset((Condition.BREACH, Condition.WARNING, Condition.CAUTION))
+"""Conditions whose subject is a structure of the case."""
+
+OF_GEOMETRY: Final = OF_STRUCTURES | {Condition.OUTSIDE_CORRIDOR, Condition.TARGET_REACHED}
+"""Conditions that nobody can judge while geometry is not valid."""
+
 PARKABLE: Final = frozenset((Condition.TOOL_LOST, Condition.SOURCE_STALE))
 """Conditions that stay low in priority while their tool is parked on purpose."""
 
@@ -95,12 +102,6 @@ class Event(Enum):
     ACKNOWLEDGE = "acknowledge"
 
 
-def next_phase(phase: Phase, event: Event, latching: bool) -> Phase:
-    """Return the phase after an event, by ``TRANSITIONS``; a gone alarm latches only if its rule says so."""
-    after = TRANSITIONS[phase, event]
-    return Phase.INACTIVE if after is Phase.LATCHED and phase is Phase.ACTIVE and not latching else after
-
-
 TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.INACTIVE, Event.PRESENT): Phase.ACTIVE,
     (Phase.INACTIVE, Event.GONE): Phase.INACTIVE,
@@ -115,6 +116,12 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.ACKNOWLEDGED, Event.GONE): Phase.INACTIVE,
     (Phase.ACKNOWLEDGED, Event.ACKNOWLEDGE): Phase.ACKNOWLEDGED,
 }
+
+
+def next_phase(phase: Phase, event: Event, latching: bool) -> Phase:
+    """Return the phase after an event, by ``TRANSITIONS``; a gone alarm latches only if its rule says so."""
+    after = TRANSITIONS[phase, event]
+    return Phase.INACTIVE if after is Phase.LATCHED and not latching else after
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,32 +158,39 @@ class Alarm:
 AlarmTable = Mapping[str, Alarm]
 
 
-def step_alarms(table: AlarmTable, present: Mapping[str, Present], now_ns: int) -> AlarmTable:
+def step_alarms(
+    table: AlarmTable,
+    present: Mapping[str, Present],
+    now_ns: int,
+    unjudged: AbstractSet[Condition] = frozenset(),
+) -> AlarmTable:
     """Return the alarms after the conditions that hold at ``now_ns`` (by id); nothing else decides.
 
-    The same table object comes back when nothing changed, so that a caller can tell cheaply.
+    Alarms of ``unjudged`` conditions that are not present go without delay, for what they say may no longer be true;
+    latched ones stay latched.  The same table object comes back when nothing changed: a caller can tell cheaply.
     """
     if not table and not present:
         return table
     after: dict[str, Alarm] = {}
     for key, alarm in table.items():
-        moved = _move(alarm, present.get(key), now_ns)
+        moved = _move(alarm, present.get(key), now_ns, unjudged)
         if moved is not None:
             after[key] = moved
     for key, condition in present.items():
         if key not in table:
-            after[key] = Alarm(condition, Phase.ACTIVE, now_ns)
+            after[key] = Alarm(condition, TRANSITIONS[Phase.INACTIVE, Event.PRESENT], now_ns)
     return table if after == table else after
 
 
-def _move(alarm: Alarm, present: Present | None, now_ns: int) -> Alarm | None:
+def _move(alarm: Alarm, present: Present | None, now_ns: int, unjudged: AbstractSet[Condition]) -> Alarm | None:
     rule = RULES[alarm.present.condition]
     if present is not None:
         phase = next_phase(alarm.phase, Event.PRESENT, rule.latching)
         since = now_ns if alarm.phase is Phase.LATCHED else alarm.since_ns
         return Alarm(present, phase, since)
     gone_since = alarm.gone_since_ns if alarm.gone_since_ns is not None else now_ns
-    if now_ns - gone_since < rule.clear_after_ns:
+    hold_ns = 0 if alarm.present.condition in unjudged else rule.clear_after_ns
+    if now_ns - gone_since < hold_ns:
         return Alarm(alarm.present, alarm.phase, alarm.since_ns, gone_since)
     phase = next_phase(alarm.phase, Event.GONE, rule.latching)
     return None if phase is Phase.INACTIVE else Alarm(alarm.present, phase, alarm.since_ns, gone_since)

@@ -8,8 +8,9 @@ instrument:
   to the point; reference: from the reference to the point);
 - tool calibration: tip, and along the shaft the axis angle times the distance from the tip;
 - segmentation of the structure;
-- time: speed of the tool against the reference times the unknown time between the two poses.
+- time: how far things may have moved in the time that nobody knows (the caller's ``motion_mm``).
 
+Where the point lies on the surface there is no direction: the sum over all three stands in, which is never too small.
 Correlations that matter more (a common registration error for all structures) are the subject of a later issue.
 """
 
@@ -26,7 +27,19 @@ Z95: Final = 1.6448536269514722
 """One-sided 95 % quantile of the normal distribution."""
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
+def _along(px: float, py: float, pz: float, nx: float, ny: float, nz: float, covariance: Array) -> float:
+    """Return the variance (mm2) along a unit vector n of a point p whose frame is moved by (6, 6) ``covariance``."""
+    # n . (w x p) = w . (p x n): the row n^T J
+    row = (py * nz - pz * ny, pz * nx - px * nz, px * ny - py * nx, nx, ny, nz)
+    variance = 0.0
+    for a in range(6):
+        for b in range(6):
+            variance += row[a] * covariance[a, b] * row[b]
+    return variance
+
+
+@njit(cache=True, nogil=True)
 def propagate_sigma(
     points_mm: Array,
     nearest_mm: Array,
@@ -52,22 +65,18 @@ def propagate_sigma(
         tool_t_mm, tool_r_rad, ref_t_mm, ref_r_rad, tip_mm, axis_rad, tool_lever_mm, motion_mm.
     reference_ct_mm : (3,)
     """
-    jac = np.empty(6)
     for i in range(points_mm.shape[0]):
         px, py, pz = points_mm[i, 0], points_mm[i, 1], points_mm[i, 2]
         nx, ny, nz = px - nearest_mm[i, 0], py - nearest_mm[i, 1], pz - nearest_mm[i, 2]
         norm = np.sqrt(nx * nx + ny * ny + nz * nz)
         if norm < 1e-9:
-            nx, ny, nz = 0.0, 0.0, 1.0
+            variance = (
+                _along(px, py, pz, 1.0, 0.0, 0.0, covariance)
+                + _along(px, py, pz, 0.0, 1.0, 0.0, covariance)
+                + _along(px, py, pz, 0.0, 0.0, 1.0, covariance)
+            )
         else:
-            nx, ny, nz = nx / norm, ny / norm, nz / norm
-        # n^T (w x p) = w . (p x n): the row n^T J
-        jac[0], jac[1], jac[2] = py * nz - pz * ny, pz * nx - px * nz, px * ny - py * nx
-        jac[3], jac[4], jac[5] = nx, ny, nz
-        variance = 0.0
-        for a in range(6):
-            for b in range(6):
-                variance += jac[a] * covariance[a, b] * jac[b]
+            variance = _along(px, py, pz, nx / norm, ny / norm, nz / norm, covariance)
         dx, dy, dz = px - reference_ct_mm[0], py - reference_ct_mm[1], pz - reference_ct_mm[2]
         lever_ref2 = dx * dx + dy * dy + dz * dz
         lever_tool = noise[6] + offsets_mm[i]
@@ -75,4 +84,6 @@ def propagate_sigma(
         variance += noise[2] ** 2 + noise[3] ** 2 * lever_ref2
         variance += noise[4] ** 2 + (noise[5] * offsets_mm[i]) ** 2 + noise[7] ** 2
         variance += segmentation_mm[i] ** 2
-        sigma_mm[i] = np.sqrt(max(variance, 0.0))
+        if variance < 0.0:  # rounding; what is not a number stays so, to be seen
+            variance = 0.0
+        sigma_mm[i] = np.sqrt(variance)

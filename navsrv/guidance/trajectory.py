@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from navsrv.kernel.frames import Array
+from navsrv.kernel.frames import Array, frozen_array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedPath:
-    """A straight path from the entry on the skin to the target, LPS mm in CT, and its corridor's radius."""
+    """A straight path from the entry on the skin to the target, and its corridor.
+
+    Attributes
+    ----------
+    entry_ct_mm, target_ct_mm : (3,) float64
+        LPS mm in CT; ValueError where both are one point.
+    corridor_mm : float
+        Radius of the corridor.
+    direction_ct : (3,) float64
+        Unit vector from entry to target.
+    """
 
     entry_ct_mm: Array
     target_ct_mm: Array
     corridor_mm: float
+    direction_ct: Array = field(init=False)
 
-    @property
-    def direction_ct(self) -> Array:
-        """Unit vector (3,) from entry to target."""
-        d = np.asarray(self.target_ct_mm, dtype=np.float64) - np.asarray(self.entry_ct_mm, dtype=np.float64)
-        result: Array = d / np.linalg.norm(d)
-        return result
+    def __post_init__(self) -> None:
+        for name in ("entry_ct_mm", "target_ct_mm"):
+            object.__setattr__(self, name, frozen_array(getattr(self, name), (3,)))
+        way = self.target_ct_mm - self.entry_ct_mm
+        length = float(np.linalg.norm(way))
+        if not 0.0 < length < math.inf:
+            raise ValueError(f"a path from {self.entry_ct_mm} to {self.target_ct_mm} has no direction")
+        object.__setattr__(self, "direction_ct", frozen_array(way / length, (3,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +52,8 @@ class Deviation:
 def deviation(path: PlannedPath, tip_ct_mm: Array, axis_ct: Array) -> Deviation:
     """Return how a tip (3,) and its axis (3,) (unit, hub to tip) stand to the path; depth is negative beyond it."""
     d = path.direction_ct
-    rest = np.asarray(path.target_ct_mm, dtype=np.float64) - tip_ct_mm
+    rest = path.target_ct_mm - tip_ct_mm
     depth = float(rest @ d)
-    lateral = math.sqrt(max(float(rest @ rest) - depth * depth, 0.0))
+    lateral = float(np.linalg.norm(rest - depth * d))
     angle = math.degrees(math.atan2(float(np.linalg.norm(np.cross(axis_ct, d))), float(axis_ct @ d)))
     return Deviation(lateral, angle, depth, lateral <= path.corridor_mm)
