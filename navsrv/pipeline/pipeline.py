@@ -7,14 +7,15 @@ notes for the log, links to end.  The server feeds it live; replay and the simul
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeVar, assert_never
 
 import numpy as np
 
 from devices.openigtlink import OpenIgtLinkSource, SourceCounts
-from navsrv.guidance.alarms import acknowledge
+from navsrv.guidance.alarms import Condition, Present, acknowledge
 from navsrv.guidance.clearance import ClearanceEngine
 from navsrv.kernel.errors import RemoteProtocolError
+from navsrv.kernel.frames import REFERENCE
 from navsrv.kernel.samples import PoseSample
 from navsrv.pipeline.inputs import (
     BytesIn,
@@ -31,13 +32,11 @@ from navsrv.pipeline.inputs import (
 )
 from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.registrations import Registrations
-from navsrv.pipeline.setup import Setup, SourceSetup
+from navsrv.pipeline.setup import Setup, frames_of
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
-from navsrv.wire.guidance import GuidanceFrame
+from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
 Output = GuidanceFrame | Reply | Note | EndLink
-
-PHASES = ("setup", "registration", "verification", "navigation", "ablation", "cement", "finished")
 
 
 class CommandRefused(Exception):
@@ -59,24 +58,28 @@ class Pipeline:
         self._sources = {s.spec.name: s for s in setup.sources}
         self._drivers: dict[str, OpenIgtLinkSource] = {}
         engine = ClearanceEngine([s.distance for s in setup.structures])
-        self._registrations = Registrations(setup.preset)
-        self._room = RoomFacts(setup.session, "navigation" if setup.preset else "setup")
         reference = setup.reference
-        self._reference = None if reference is None else self._link("Reference", self._sources[reference.source])
+        frame = REFERENCE if reference is None else frames_of(reference.transform)[1]
+        self._registrations = Registrations(setup.preset, frame)
+        self._room = RoomFacts(setup.session, "navigation" if setup.preset else "setup")
+        self._down: dict[str, str] = {}
+        self._reference = None
+        if reference is not None:
+            self._reference = self._link("Reference", reference.source, Condition.REFERENCE_LOST)
         self._links: dict[tuple[str, str], PoseLink] = {}
         if reference is not None and self._reference is not None:
             self._links[reference.source, reference.transform] = self._reference
         self._guides: dict[str, ToolGuide] = {}
         self._guide_of: dict[tuple[str, str], ToolGuide] = {}
         for tool in setup.tools:
-            link = self._link(tool.name, self._sources[tool.source])
+            link = self._link(tool.name, tool.source, Condition.TOOL_LOST)
             guide = ToolGuide(setup, tool, link, self._reference, engine)
             self._links[tool.source, tool.transform] = link
             self._guides[tool.name] = guide
             self._guide_of[tool.source, tool.transform] = guide
 
-    def _link(self, label: str, source: SourceSetup) -> PoseLink:
-        return PoseLink(label, source, deque(maxlen=self.setup.pose_history))
+    def _link(self, label: str, source: str, lost: Condition) -> PoseLink:
+        return PoseLink(label, self._sources[source], lost, deque(maxlen=self.setup.pose_history))
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -88,11 +91,7 @@ class Pipeline:
             case Tick():
                 return self._due_frames(item.now_ns)
             case LinkUp():
-                self._drivers[item.source] = OpenIgtLinkSource(
-                    self._sources[item.source].spec, self.counts[item.source]
-                )
-                self._set_link(item.source, None)
-                return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {})]
+                return self._link_up(item)
             case LinkDown():
                 return self._link_down(item)
             case CommandIn():
@@ -100,31 +99,44 @@ class Pipeline:
             case RegistrationIn():
                 return self._proposed(item)
             case ShellReport():
-                self._room.deadline_missed_now = item.missed_deadlines > self._room.missed_deadlines
-                self._room.missed_deadlines = item.missed_deadlines
-                self._room.recorder_failing = item.lost_records > self._room.lost_records
-                self._room.lost_records = item.lost_records
-                return []
+                return self._reported(item)
+            case _:
+                assert_never(item)
 
     def next_due_ns(self) -> int:
         """Return the monotonic time (ns) at which a ``Tick`` is needed if nothing else arrives."""
         return min(guide.next_due_ns(self.setup.idle_frame_ns) for guide in self._guides.values())
 
+    def _link_up(self, item: LinkUp) -> list[Output]:
+        self._drivers[item.source] = OpenIgtLinkSource(self._sources[item.source].spec, self.counts[item.source])
+        self._down.pop(item.source, None)
+        for link in self._links_of(item.source):
+            link.connect()
+        return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {})]
+
     def _link_down(self, item: LinkDown) -> list[Output]:
         """Say it once: a source that stays away for the same reason is no news."""
         self._drivers.pop(item.source, None)
-        known = all(link.link_down == item.reason for (name, _), link in self._links.items() if name == item.source)
-        if known:
+        if self._down.get(item.source) == item.reason:
             return []
-        self._set_link(item.source, item.reason)
+        self._down[item.source] = item.reason
+        for link in self._links_of(item.source):
+            link.disconnect(item.reason)
         text = f"source {item.source} is down: {item.reason}"
         return [Note(item.now_ns, "link_down", text, {}), *self._frames(item.now_ns)]
 
-    def _set_link(self, source: str, down: str | None) -> None:
-        for (name, _), link in self._links.items():
-            if name == source:
-                link.link_down = down
-                link.last = None
+    def _links_of(self, source: str) -> list[PoseLink]:
+        return [link for (name, _), link in self._links.items() if name == source]
+
+    def _reported(self, item: ShellReport) -> list[Output]:
+        room = self._room
+        if item.missed_deadlines > room.missed_deadlines:
+            text = f"{item.missed_deadlines} deadlines missed since the start"
+            room.tell(Present(Condition.DEADLINE_MISSED, None, text))
+        if item.lost_records > room.lost_records:
+            room.tell(Present(Condition.RECORDER_FAILING, None, f"recording: {item.lost_records} records lost"))
+        room.missed_deadlines, room.lost_records = item.missed_deadlines, item.lost_records
+        return []
 
     # -- poses -------------------------------------------------------------------------------------------------
 
@@ -137,13 +149,13 @@ class Pipeline:
             samples = driver.feed(item.data, item.received_ns, item.wall_ns)
         except RemoteProtocolError as fault:
             samples = [s for s in fault.messages if isinstance(s, PoseSample)]
+            del self._drivers[item.source]
             tail.append(EndLink(item.source, str(fault)))
         if driver.jumped:
-            self._room.clock_jumped = item.source
-            tail.append(Note(item.received_ns, "clock_jump", f"the clock of source {item.source} jumped", {}))
-        outputs = self._guide(item.source, samples, item.received_ns)
-        self._settle()
-        return outputs + tail
+            text = f"the clock of source {item.source} jumped"
+            self._room.tell(Present(Condition.CLOCK_JUMP, item.source, text))
+            tail.append(Note(item.received_ns, "clock_jump", text, {}))
+        return self._guide(item.source, samples, item.received_ns) + tail
 
     def _guide(self, source: str, samples: list[PoseSample], now_ns: int) -> list[Output]:
         """Return a frame for each tool pose of one read; references first, so that pairs of one read meet."""
@@ -164,32 +176,27 @@ class Pipeline:
                 poses = poses[excess:]
             for sample in poses:
                 guide.link.add(sample)
-                guide.pose = sample
                 outputs.append(guide.frame(now_ns, self._room, self._registrations))
         return outputs
 
     def _due_frames(self, now_ns: int) -> list[Output]:
-        outputs: list[Output] = [
+        return [
             guide.frame(now_ns, self._room, self._registrations)
             for guide in self._guides.values()
             if guide.next_due_ns(self.setup.idle_frame_ns) <= now_ns
         ]
-        self._settle()
-        return outputs
 
     def _frames(self, now_ns: int) -> list[Output]:
         return [guide.frame(now_ns, self._room, self._registrations) for guide in self._guides.values()]
 
-    def _settle(self) -> None:
-        """Momentary facts have been shown; their alarms stay as long as their rules say."""
-        self._room.deadline_missed_now = False
-        self._room.clock_jumped = None
-        self._room.recorder_failing = False
-
     # -- registration and commands -----------------------------------------------------------------------------
 
     def _proposed(self, item: RegistrationIn) -> list[Output]:
-        registration = self._registrations.propose(item)
+        try:
+            registration = self._registrations.propose(item)
+        except ValueError as fault:
+            text = f"registration {item.id} by {item.method} is unusable: {fault}"
+            return [Note(item.now_ns, "registration_unusable", text, {"id": item.id, "method": item.method})]
         if self._room.phase == "setup":
             self._room.phase = "registration"
         text = f"registration {item.id} by {item.method}: {item.verdict}, TRE {item.tre_mm:.2f} mm ({item.reason})"
@@ -202,8 +209,8 @@ class Pipeline:
             return [Reply(item.id, False, f"unknown operation {item.op!r}")]
         try:
             value = operation(self, item)
-        except (CommandRefused, ValueError, KeyError) as refusal:
-            text = str(refusal) if not isinstance(refusal, KeyError) else f"there is no {refusal.args[0]!r}"
+        except (CommandRefused, ValueError) as refusal:
+            text = str(refusal)
             note = Note(item.now_ns, "command_refused", f"{item.op} by {item.role}: {text}", {"args": item.args})
             return [Reply(item.id, False, text), note]
         note = Note(item.now_ns, "command", f"{item.op} by {item.role}", {"args": item.args})
@@ -211,28 +218,28 @@ class Pipeline:
         return [Reply(item.id, True, value), note, *changed]
 
     def _acknowledge(self, item: CommandIn) -> Any:
-        found = False
-        for guide in self._guides.values():
-            if item.args["id"] in guide.alarms:
-                guide.alarms = acknowledge(guide.alarms, item.args["id"])
-                found = True
-        if not found:
-            raise CommandRefused(f"no alarm {item.args['id']!r} is present")
+        alarm_id = _argument(item, "id", str)
+        showing = [guide for guide in self._guides.values() if alarm_id in guide.alarms]
+        if not showing:
+            raise CommandRefused(f"no alarm {alarm_id!r} is present")
+        for guide in showing:
+            guide.alarms = acknowledge(guide.alarms, alarm_id)
         return None
 
     def _accept(self, item: CommandIn) -> Any:
-        self._registrations.accept(item.args["id"], item.now_ns)
-        self._room.phase = "navigation"
+        self._registrations.accept(_argument(item, "id", str), item.now_ns)
+        if self._room.phase in ("setup", "registration", "verification"):
+            self._room.phase = "navigation"
         return None
 
     def _reject(self, item: CommandIn) -> Any:
-        self._registrations.reject(item.args["id"], item.now_ns)
+        self._registrations.reject(_argument(item, "id", str), item.now_ns)
         if self._registrations.accepted is None:
             self._room.phase = "registration"
         return None
 
     def _describe(self, item: CommandIn) -> Any:
-        registration = self._registrations.find(item.args["id"])
+        registration = self._registrations.find(_argument(item, "id", str))
         return {
             "id": registration.id,
             "method": registration.method,
@@ -245,34 +252,45 @@ class Pipeline:
         }
 
     def _set_phase(self, item: CommandIn) -> Any:
-        if item.args["phase"] not in PHASES:
-            raise CommandRefused(f"unknown phase {item.args['phase']!r}; one of {', '.join(PHASES)}")
-        self._room.phase = item.args["phase"]
+        phase = _argument(item, "phase", str)
+        if phase not in PHASES:
+            raise CommandRefused(f"unknown phase {phase!r}; one of {', '.join(PHASES)}")
+        self._room.phase = phase
         return None
 
     def _park(self, item: CommandIn) -> Any:
-        self._guides[item.args["tool"]].parked = bool(item.args["parked"])
+        self._named(item).parked = _argument(item, "parked", bool)
         return None
+
+    def _named(self, item: CommandIn) -> ToolGuide:
+        name = _argument(item, "tool", str)
+        if name not in self._guides:
+            raise CommandRefused(f"there is no tool {name!r}; one of {', '.join(self._guides)}")
+        return self._guides[name]
 
     def _sample_tip(self, item: CommandIn) -> Any:
         """Return the tool's tip in the reference's frame, now; refused when either is not fresh."""
-        guide = self._guides[item.args["tool"]]
+        guide = self._named(item)
         for link in (guide.link, guide.reference):
-            state, reason = ("LOST", "no reference is configured") if link is None else link.judge(item.now_ns)
-            if state not in ("OK", "DEGRADED"):
-                raise CommandRefused(reason)
-        found = guide.tip_in_reference()
-        if found is None:
+            if link is None:
+                raise CommandRefused("no reference is configured")
+            standing = link.judge(item.now_ns)
+            if standing.state not in GEOMETRY_STATES:
+                raise CommandRefused(standing.reason)
+        pair = guide.pair()
+        if pair is None:
             raise CommandRefused(f"{guide.tool.name}: no valid pair of tool and reference")
-        sample = guide.link.last
-        return {"tip_ref_mm": found[0].tolist(), "pose_time_ns": sample.pose_time_ns if sample else None}
+        return {"tip_ref_mm": guide.tip_ref_mm(pair).tolist(), "pose_time_ns": pair.tool.pose_time_ns}
 
     def _reference_at(self, item: CommandIn) -> Any:
-        """Return ``T_tracker_from_ref`` (16 numbers) nearest to a device time, and how far off it is."""
+        """Return ``T_tracker_from_ref`` (16 numbers) nearest to a device time (ns, decimal), and how far off it is."""
         link = self._reference
         if link is None or not link.history:
             raise CommandRefused("the reference has not been seen")
-        time_ns = int(item.args["time_ns"])
+        try:
+            time_ns = int(_argument(item, "time_ns", str))  # decimal, as every time that JSON may have carried
+        except ValueError:
+            raise CommandRefused(f"args.time_ns: {item.args['time_ns']!r}; expected nanoseconds") from None
         best = min(link.history, key=lambda s: abs(s.pose_time_ns - time_ns))
         off_ns = abs(best.pose_time_ns - time_ns)
         limit_ns = max(int(2e9 / link.source.spec.rate_hz), 100_000_000)
@@ -280,6 +298,17 @@ class Pipeline:
             raise CommandRefused(f"the reference was last seen {off_ns / 1e6:.0f} ms away from the exposure")
         assert best.pose is not None  # the history holds valid poses only
         return {"T_tracker_from_ref": np.ravel(best.pose.matrix).tolist(), "off_ms": off_ns / 1e6}
+
+
+_T = TypeVar("_T")
+
+
+def _argument(item: CommandIn, name: str, kind: type[_T]) -> _T:
+    """Return an argument of a command; CommandRefused if it is missing or of another kind."""
+    value = item.args.get(name)
+    if not isinstance(value, kind):
+        raise CommandRefused(f"args.{name}: {value!r}; expected a {kind.__name__}")
+    return value
 
 
 _OPERATIONS = {

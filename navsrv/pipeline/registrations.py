@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from navsrv.kernel.frames import CT, REFERENCE, Array, Rigid
+from navsrv.kernel.frames import CT, REFERENCE, Array, Frame, Rigid
 from navsrv.pipeline.inputs import RegistrationIn
 from navsrv.pipeline.setup import Preset
 from navsrv.wire.guidance import RegistrationState
@@ -16,7 +16,15 @@ NONE_YET = RegistrationState(None, None, "none", None, None, None)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registration:
-    """One registration and where it stands."""
+    """One registration and where it stands.
+
+    Attributes
+    ----------
+    covariance : (6, 6)
+        Of ``T_ct_from_ref``; zeros when a preset states none.
+    since_ns : int or None
+        Monotonic time of its present state; None for a preset, which is older than this server.
+    """
 
     id: str
     method: str
@@ -25,44 +33,66 @@ class Registration:
     reason: str
     tre_mm: float
     T_ct_from_ref: Rigid
-    since_ns: int
-
-    @property
-    def covariance(self) -> Array:
-        """(6, 6), zeros when the preset states none."""
-        known = self.T_ct_from_ref.covariance
-        return np.zeros((6, 6)) if known is None else np.array(known)
+    covariance: Array
+    since_ns: int | None
 
     def shown(self, now_ns: int) -> RegistrationState:
         """Return it as the frame says it."""
-        age_s = max(0.0, (now_ns - self.since_ns) / 1e9)
+        age_s = None if self.since_ns is None else max(0.0, (now_ns - self.since_ns) / 1e9)
         return RegistrationState(self.id, self.method, self.state, self.verdict, self.tre_mm, age_s)
 
 
 class Registrations:
-    """The registrations of this session; at most one is accepted, at most one is proposed."""
+    """The registrations of this session; at most one is accepted, at most one is proposed.
 
-    def __init__(self, preset: Preset | None) -> None:
+    ``reference`` is the frame of the reference body as its source names it: registrations say "reference", the source
+    may say "patient".
+    """
+
+    def __init__(self, preset: Preset | None, reference: Frame = REFERENCE) -> None:
+        self._reference = reference
         self.accepted: Registration | None = None
         self.proposed: Registration | None = None
         self.last: Registration | None = None
         if preset is not None:
+            pose = preset.T_ct_from_ref
             self.accepted = self.last = Registration(
-                "preset", preset.method, "accepted", "accept", "preset", preset.tre_mm, preset.T_ct_from_ref, 0
+                id="preset",
+                method=preset.method,
+                state="accepted",
+                verdict="accept",
+                reason="preset",
+                tre_mm=preset.tre_mm,
+                T_ct_from_ref=Rigid(CT, reference, pose.rotation, pose.translation_mm, pose.covariance),
+                covariance=np.zeros((6, 6)) if pose.covariance is None else np.array(pose.covariance),
+                since_ns=None,
             )
 
     def propose(self, item: RegistrationIn) -> Registration:
-        """Take a result; it replaces an older proposal and is not used before it is accepted."""
+        """Take a result; it replaces an older proposal and is not used before it is accepted.
+
+        Raises
+        ------
+        ValueError
+            Not 16 numbers of a rigid motion with the 36 of a covariance.
+        """
         matrix = np.array(item.T_ct_from_ref).reshape(4, 4)
         covariance = np.array(item.covariance).reshape(6, 6)
-        pose = Rigid.from_matrix(CT, REFERENCE, matrix, covariance)
         self.proposed = self.last = Registration(
-            item.id, item.method, "proposed", item.verdict, item.reason, item.tre_mm, pose, item.now_ns
+            id=item.id,
+            method=item.method,
+            state="proposed",
+            verdict=item.verdict,
+            reason=item.reason,
+            tre_mm=item.tre_mm,
+            T_ct_from_ref=Rigid.from_matrix(CT, self._reference, matrix, covariance),
+            covariance=covariance,
+            since_ns=item.now_ns,
         )
         return self.proposed
 
     def accept(self, registration_id: str, now_ns: int) -> Registration:
-        """Use the proposal of this id from now on; KeyError if there is none, ValueError if it was refused."""
+        """Use the proposal of this id from now on; ValueError if there is none, or if its own verdict refuses it."""
         proposal = self._proposal(registration_id)
         if proposal.verdict == "refuse":
             raise ValueError(f"registration {registration_id} was refused by its own verdict: {proposal.reason}")
@@ -71,7 +101,7 @@ class Registrations:
         return self.accepted
 
     def reject(self, registration_id: str, now_ns: int) -> Registration:
-        """Drop the proposal, or stop using the accepted one; KeyError if neither has this id."""
+        """Drop the proposal, or stop using the accepted one; ValueError if neither has this id."""
         if self.accepted is not None and self.accepted.id == registration_id:
             rejected = replace(self.accepted, state="rejected", since_ns=now_ns)
             self.accepted = None
@@ -82,11 +112,11 @@ class Registrations:
         return rejected
 
     def find(self, registration_id: str) -> Registration:
-        """Return the accepted, proposed or last registration of this id; KeyError if none of them has it."""
+        """Return the accepted, proposed or last registration of this id; ValueError if none of them has it."""
         for registration in (self.accepted, self.proposed, self.last):
             if registration is not None and registration.id == registration_id:
                 return registration
-        raise KeyError(registration_id)
+        raise ValueError(f"there is no registration {registration_id!r}")
 
     def shown(self, now_ns: int) -> RegistrationState:
         """Return the registration that geometry rests on; without one, the newest of any state."""
@@ -99,5 +129,5 @@ class Registrations:
 
     def _proposal(self, registration_id: str) -> Registration:
         if self.proposed is None or self.proposed.id != registration_id:
-            raise KeyError(registration_id)
+            raise ValueError(f"no registration {registration_id!r} is proposed")
         return self.proposed

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from devices.health import FreshnessRule
-from devices.openigtlink import SourceSpec
+from devices.openigtlink import SourceSpec, parse_transform_name
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.guidance.levels import Limits
 from navsrv.guidance.trajectory import PlannedPath
-from navsrv.kernel.frames import Array, Rigid
+from navsrv.kernel.errors import ConfigError
+from navsrv.kernel.frames import Array, Frame, Rigid
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,14 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """Everything that the pipeline knows before the first input."""
+    """Everything that the pipeline knows before the first input.
+
+    Raises
+    ------
+    ConfigError
+        Poses that could never meet: a name that is no ``AToB``, a tool tracked in another frame than the reference,
+        one pose for two; no tool at all.
+    """
 
     session: str
     sources: tuple[SourceSetup, ...]
@@ -96,6 +104,36 @@ class Setup:
     """Poses of one tool in one read that each get a frame; older ones are skipped and counted."""
     target_reached_mm: float = 2.0
     pose_history: int = 1500
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        if not self.tools:
+            faults.append("tools: no needle; expected at least one")
+        streams = [(f"tools.{t.name}", t.source, t.transform) for t in self.tools]
+        if self.reference is not None:
+            streams.append(("the reference", self.reference.source, self.reference.transform))
+        taken: dict[tuple[str, str], str] = {}
+        into: dict[Frame, str] = {}
+        for who, source, transform in streams:
+            if (source, transform) in taken:
+                faults.append(f"{who}: {transform!r} is already the pose of {taken[source, transform]}")
+            taken[source, transform] = who
+            try:
+                into.setdefault(frames_of(transform)[0], f"{who} in {transform!r}")
+            except ConfigError as error:
+                faults += [f"{who}: {fault}" for fault in error.faults]
+        if len(into) > 1:
+            faults.append(f"poses that never meet: {', '.join(into.values())}; expected all in one tracker's frame")
+        if faults:
+            raise ConfigError(faults)
+
+
+def frames_of(transform: str) -> tuple[Frame, Frame]:
+    """Return (to, from) of a pose's name; ConfigError if it is not one."""
+    frames = parse_transform_name(transform)
+    if frames is None:
+        raise ConfigError([f"transform {transform!r}; expected a name such as 'NeedleToTracker'"])
+    return frames
 
 
 GAUGE_MM: Final = {

@@ -18,6 +18,7 @@ STATES: Final = ("OK", "DEGRADED", "SNAPSHOT", "STALE", "LOST", "UNREGISTERED", 
 """From best to worst; the worst wins."""
 GEOMETRY_STATES: Final = frozenset(("OK", "DEGRADED", "SNAPSHOT"))
 """States in which geometry is given; in all others it is null and levels are ``unknown``."""
+PHASES: Final = ("setup", "registration", "verification", "navigation", "ablation", "cement", "finished")
 
 
 class StructureRow(msgspec.Struct, frozen=True, gc=False):
