@@ -22,7 +22,8 @@ from navsrv.kernel.frames import Array, Rigid
 from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
 from simulators.arguments import Parser, add_room, breathing_of, number, plan_of, whole
 from simulators.link import Loop, Server, emit
-from simulators.world.insertion import Needle, Story, story_for_case
+from simulators.world.drift import story_for_case
+from simulators.world.insertion import Needle, Story
 from simulators.world.scene import Scene, Stream, TruthRecord, jitter, log_header, stream
 from simulators.world.truth import Truth
 

@@ -1,24 +1,19 @@
 """Owns the story of one insertion: where the needle truly is at any time, as a pure function.
 
 Along the plan, off it towards a structure until the true clearance is a few millimetres, back, out of sight, and on to
-the target.  Distances come from a ``Clearance`` that shares no code with the server.  Refuses clocks and sockets.
+the target.  Where exactly it goes wrong is found by ``drift``.  Refuses clocks and sockets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from navsrv.anatomy.case import Case, Kind
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import CT, TIP, Array, Rigid
-from simulators.world.scene import ExactDistance, Stream, stream
-
-Clearance = Callable[[Array, Array], Array]
-"""``(tips_mm (N, 3), hubs_mm (N, 3)) -> (N,)``: true signed distance of tip and shaft, whichever is smaller."""
+from simulators.world.scene import Stream, stream
 
 HOVER_MM: Final = 70.0
 GRIP_MM: Final = 60.0
@@ -264,103 +259,3 @@ def hubs(plan: NeedlePlan, tips_mm: Array, needle: Needle) -> Array:
     """Return the shaft's far end (N, 3) for tips (N, 3) held as the story holds them."""
     result: Array = tips_mm - needle.length_mm * plan.axis_at(tips_mm)
     return result
-
-
-def find_drift(
-    plan: NeedlePlan,
-    needle: Needle,
-    structure: str,
-    surface_mm: Array,
-    clearances: dict[str, Clearance],
-    goal_mm: float = 3.6,
-) -> Drift | None:
-    """Return the shortest way off the plan that brings the needle to ``goal_mm`` of a structure, or None.
-
-    From some points of the plan a straight line goes to the nearest point of the structure's surface (N, 3); along it
-    the first place where the true clearance is the goal is bisected.  The other structures must stay farther away.
-    """
-    best: Drift | None = None
-    shortest = 45.0
-    for depth in np.linspace(0.4, 1.0, 13) * plan.depth_mm:
-        start = plan.point(float(depth))
-        nearest = surface_mm[int(np.argmin(np.linalg.norm(surface_mm - start, axis=1)))]
-        closest = _first_at(plan, needle, clearances[structure], start, nearest, goal_mm)
-        if closest is None:
-            continue
-        travel = float(np.linalg.norm(closest - start))
-        leave = float(depth) - max(1.2 * travel, 6.0)
-        if travel >= shortest or leave < 5.0:
-            continue
-        way = np.linspace(plan.point(leave), closest, 12)
-        others = [c for name, c in clearances.items() if name != structure]
-        if any(float(c(way, hubs(plan, way, needle)).min()) < goal_mm + 0.4 for c in others):
-            continue
-        mine = clearances[structure](way, hubs(plan, way, needle))
-        if mine[0] < goal_mm + 2.0 or mine.min() < goal_mm - 0.2:
-            continue
-        shortest, best = travel, Drift(structure, leave, closest, float(mine[-1]))
-    return best
-
-
-def _first_at(
-    plan: NeedlePlan, needle: Needle, clearance: Clearance, start: Array, end: Array, goal_mm: float
-) -> Array | None:
-    """Return the first point (3,) from start to end whose clearance is the goal, to 0.02 mm, or None."""
-    way = np.linspace(start, end, 25)
-    values = clearance(way, hubs(plan, way, needle))
-    below = np.flatnonzero(values < goal_mm)
-    if len(below) == 0 or below[0] == 0:
-        return None
-    outside, inside = way[below[0] - 1], way[below[0]]
-    while np.linalg.norm(inside - outside) > 0.02:
-        middle = 0.5 * (inside + outside)
-        value = clearance(middle[None], hubs(plan, middle[None], needle))[0]
-        outside, inside = (outside, middle) if value < goal_mm else (middle, inside)
-    result: Array = outside
-    return result
-
-
-def choose_drift(
-    plan: NeedlePlan,
-    needle: Needle,
-    surfaces_mm: dict[str, Array],
-    clearances: dict[str, Clearance],
-    preferred: Sequence[str] = (),
-) -> Drift:
-    """Return a drift towards a preferred structure, else towards the nearest critical one that can be approached.
-
-    Raises
-    ------
-    InputError
-        No critical structure can be approached from this plan without coming closer to another.
-    """
-    way = np.linspace(plan.point(0.4 * plan.depth_mm), plan.target_ct_mm, 9)
-    near = {n: min(float(np.linalg.norm(v - p, axis=1).min()) for p in way) for n, v in surfaces_mm.items()}
-    order = [n for n in preferred if n in surfaces_mm] + sorted(near, key=lambda n: near[n])
-    for name in order:
-        drift = find_drift(plan, needle, name, surfaces_mm[name], clearances)
-        if drift is not None:
-            return drift
-    listed = ", ".join(f"{n} {near[n]:.0f} mm" for n in sorted(near, key=lambda n: near[n])[:5])
-    raise InputError(f"plan: no critical structure can be approached to 3.6 mm from it (nearest: {listed})")
-
-
-def clearance_of(truth: ExactDistance, name: str, needle: Needle) -> Clearance:
-    """Return the true clearance of the needle, tip or shaft, to one structure."""
-
-    def clearance(tips_mm: Array, hubs_mm: Array) -> Array:
-        shaft = truth.shaft_distance(tips_mm, hubs_mm, needle.radius_mm)[name]
-        return np.minimum(truth.distance(tips_mm)[name], shaft)
-
-    return clearance
-
-
-def story_for_case(case: Case, truth: ExactDistance, needle: Needle, seed: int) -> Story:
-    """Return the insertion along the case's plan, with a drift towards one of its critical structures."""
-    if case.plan is None:
-        raise InputError(f"{case.folder}: the case has no plan; the story needs its entry and target")
-    plan = NeedlePlan(case.plan.entry_ct_mm, case.plan.target_ct_mm)
-    names = [s.name for s in case.structures if s.kind is Kind.CRITICAL]
-    surfaces = {name: case.mesh(name).vertices_mm for name in names}
-    clearances = {name: clearance_of(truth, name, needle) for name in names}
-    return Story(plan, choose_drift(plan, needle, surfaces, clearances), seed)

@@ -248,11 +248,13 @@ def read_truth_log(path: Path) -> TruthLog:
 class ExactDistance(Protocol):
     """Exact signed distances (mm) to each structure of a case, by name: ``Truth``, or closed forms in a test."""
 
-    def distance(self, points: Array) -> Mapping[str, Array]:
-        """Return the distance (N,) of points (N, 3)."""
+    def distance(self, point_mm: Array, names: tuple[str, ...] | None = None) -> Mapping[str, Array]:
+        """Return the distance (N,) of points (N, 3), to all structures or to those named."""
         ...
 
-    def shaft_distance(self, tip: Array, hub: Array, radius: float) -> Mapping[str, Array]:
+    def shaft_distance(
+        self, tip_mm: Array, hub_mm: Array, radius_mm: float, names: tuple[str, ...] | None = None
+    ) -> Mapping[str, Array]:
         """Return the smallest distance (N,) of the axes from hubs (N, 3) to tips (N, 3), less the radius."""
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
-from simulators.world.insertion import Needle, NeedlePlan, Story, choose_drift, rotation_along, story_for_case
+from simulators.world.drift import choose_drift, story_for_case
+from simulators.world.insertion import Needle, NeedlePlan, Story, rotation_along
+from simulators.world.scene import Scene, TruthRecord, log_header, read_truth_log, truth_distances
 from tests.simulators.conftest import ENTRY, NERVE, NERVE_RADIUS_MM, TARGET, VESSEL, MiniCase
 
 Array = NDArray[np.float64]
@@ -21,15 +24,17 @@ NEEDLE = Needle()
 class Balls:
     """Exact distances to balls."""
 
-    def distance(self, points: Array) -> Mapping[str, Array]:
-        return {name: np.linalg.norm(points - centre, axis=1) - radius for name, (centre, radius) in BALLS.items()}
+    def distance(self, point_mm: Array, names: tuple[str, ...] | None = None) -> Mapping[str, Array]:
+        return {name: np.linalg.norm(point_mm - centre, axis=1) - radius for name, (centre, radius) in BALLS.items()}
 
-    def shaft_distance(self, tip: Array, hub: Array, radius: float) -> Mapping[str, Array]:
-        along = tip - hub
+    def shaft_distance(
+        self, tip_mm: Array, hub_mm: Array, radius_mm: float, names: tuple[str, ...] | None = None
+    ) -> Mapping[str, Array]:
+        along = tip_mm - hub_mm
         result = {}
         for name, (centre, ball) in BALLS.items():
-            at = np.clip(np.sum((centre - hub) * along, axis=1) / np.sum(along**2, axis=1), 0.0, 1.0)
-            result[name] = np.linalg.norm(hub + at[:, None] * along - centre, axis=1) - ball - radius
+            at = np.clip(np.sum((centre - hub_mm) * along, axis=1) / np.sum(along**2, axis=1), 0.0, 1.0)
+            result[name] = np.linalg.norm(hub_mm + at[:, None] * along - centre, axis=1) - ball - radius_mm
         return result
 
 
@@ -119,10 +124,26 @@ def test_a_plan_without_anything_critical_in_reach_is_refused_with_the_distances
     far = np.array([[300.0, 0.0, 0.0], [301.0, 0.0, 0.0]])
     plan = NeedlePlan(ENTRY, TARGET)
 
-    def clear(tips: Array, hubs: Array) -> Array:
-        return np.linalg.norm(tips - far[0], axis=1)
+    def clear(tips: Array, hubs: Array) -> Mapping[str, Array]:
+        return {"Far": np.linalg.norm(tips - far[0], axis=1)}
 
     with pytest.raises(InputError, match=r"no critical structure .*Far \d+ mm"):
-        choose_drift(plan, NEEDLE, {"Far": far}, {"Far": clear})
+        choose_drift(plan, NEEDLE, {"Far": far}, clear)
     with pytest.raises(InputError, match=r"depth 5\.0 mm; expected 20"):
         NeedlePlan(ENTRY, ENTRY - np.array([0.0, 5.0, 0.0]))
+
+
+def test_the_truth_of_a_log_is_that_of_its_tips_and_shafts(story: Story, tmp_path: Path) -> None:
+    """A hub on the wrong side of the tip, or a radius forgotten, shows as a shaft that is too far away."""
+    scene = Scene.from_seed(1, TARGET)
+    poses = [story.at(t).T_ct_from_tip for t in (20.0, 25.0)]
+    records = [TruthRecord(n, n, "x", True, True, p.translation_mm, p.rotation[:, 2]) for n, p in enumerate(poses)]
+    path = tmp_path / "truth.jsonl"
+    path.write_text("\n".join([log_header(scene, 60.0), *(r.to_json() for r in records)]))
+    found = truth_distances(read_truth_log(path), Balls(), NEEDLE.radius_mm, NEEDLE.length_mm)
+    for n, pose in enumerate(poses):
+        along = np.stack([pose.apply([0.0, 0.0, -z]) for z in np.linspace(0.0, NEEDLE.length_mm, 3001)])
+        for name, (centre, radius) in BALLS.items():
+            away = np.linalg.norm(along - centre, axis=1) - radius
+            assert found[name].tip_mm[n] == pytest.approx(away[0], abs=1e-5)
+            assert found[name].shaft_mm[n] == pytest.approx(away.min() - NEEDLE.radius_mm, abs=1e-3)
