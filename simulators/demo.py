@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import tomllib
 import urllib.request
 import webbrowser
 from collections.abc import Callable
@@ -112,17 +114,17 @@ class Watcher:
         self._thread.start()
 
     def _take(self) -> None:
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
-        socket.setsockopt(zmq.SUBSCRIBE, b"guidance")
-        socket.setsockopt(zmq.RCVHWM, 100_000)
-        socket.connect(f"tcp://127.0.0.1:{self._port}")
+        subscriber: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        subscriber.setsockopt(zmq.SUBSCRIBE, b"guidance")
+        subscriber.setsockopt(zmq.RCVHWM, 100_000)
+        subscriber.connect(f"tcp://127.0.0.1:{self._port}")
         while not self._stop.is_set():
-            if socket.poll(200):
-                payload = socket.recv()
+            if subscriber.poll(200):
+                payload = subscriber.recv()
                 with self._news:
                     self.received.append((time.monotonic_ns(), payload))
                     self._news.notify_all()
-        socket.close(linger=0)
+        subscriber.close(linger=0)
 
     @property
     def newest(self) -> GuidanceFrame | None:
@@ -216,30 +218,40 @@ class Room:
         self._parts.clear()
 
     def start(self) -> None:
-        """Start the simulators and the server, and wait until all are ready."""
+        """Start the simulators and the server side by side, and wait for tracker and server to be ready."""
+        config = example_path("demo.toml")
         room = ["--case", str(self.case.folder), "--seed", str(self.args.seed)]
+        port = free_port()
+        overrides = [f"trackers.main.port={port}", f'server.case="{self.case.folder}"']
+        devices = int(tomllib.loads(config.read_text("utf-8"))["ports"]["devices"])
+        if self.args.headless:
+            devices = free_port()
+            overrides += [f"ports.{name}=0" for name in ("openigtlink", "zmq", "commands", "http")]
+            overrides.append(f"ports.devices={devices}")
+        settings = [word for override in overrides for word in ("--set", override)]
+        self.server = self.part("server", "navsrv.server.cli", "serve", str(config), *settings)
         self.tracker = self.part(
             "tracker", "simulators", "tracker", *room, "--rate-hz", f"{RATE_HZ:g}", "--latency-ms", "14",
-            "--speed", f"{self.args.speed:g}", "--truth", str(self.truth_file),
+            "--speed", f"{self.args.speed:g}", "--truth", str(self.truth_file), "--port", str(port),
         )  # fmt: skip
-        said = self.tracker.wait_for("ready", START_TIMEOUT_S)
-        self.mark("tracker ready")
-        port, self.tracker_story_s = said["port"], float(said["story_s"])
-        overrides = [f"trackers.main.port={port}", f'server.case="{self.case.folder}"']
-        if self.args.headless:
-            overrides += [f"ports.{name}=0" for name in ("openigtlink", "devices", "zmq", "commands", "http")]
-        settings = [word for override in overrides for word in ("--set", override)]
-        config = str(example_path("demo.toml"))
-        self.server = self.part("server", "navsrv.server.cli", "serve", config, *settings)
+        self.oarm = self.part("O-arm", "simulators", "oarm", *room, "--server", f"127.0.0.1:{devices}")
+        self.carm = self.part("C-arm", "simulators", "carm", *room, "--server", f"127.0.0.1:{devices}")
         self.ready = self.server.wait_for("ready", START_TIMEOUT_S)
         self.mark("server ready")
-        devices = f"127.0.0.1:{self.ready['ports']['devices']}"
-        self.oarm = self.part("O-arm", "simulators", "oarm", *room, "--server", devices)
-        self.carm = self.part("C-arm", "simulators", "carm", *room, "--server", devices)
         self.watcher = Watcher(self.ready["ports"]["zmq"])
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ready['ports']['http']}/api/case", timeout=30.0) as page:
+        self.tracker_story_s = float(self.tracker.wait_for("ready", START_TIMEOUT_S)["story_s"])
+        self.mark("tracker ready")
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ready['ports']['http']}/api/case", timeout=60.0) as page:
             self.scenery: dict[str, Any] = json.load(page)
         self.commander = Commander(self.ready["ports"]["commands"])
+
+
+def free_port() -> int:
+    """Return a TCP port that is free now, so that processes that need each other's can start side by side."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def tell_person(text: str) -> None:
