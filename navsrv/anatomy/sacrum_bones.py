@@ -193,7 +193,7 @@ def wing_field(x: Grid, y: Grid, z: Grid, sacrum: Grid, uneven: Grid) -> Grid:
     mouth = (x - HIP_CENTER[0]) * 0.76 - (y - HIP_CENTER[1]) * 0.34 - (z - HIP_CENTER[2]) * 0.55
     bone = smooth_min(bone, smooth_max(hip - 34.0, mouth - 4.0, 4.0), 8.0)
     bone = smooth_max(bone, 26.3 - hip, 1.5)
-    return smooth_max(bone + uneven * 0.7, JOINT_GAP - sacrum, 1.0)
+    return smooth_max(bone + uneven * 0.35, JOINT_GAP - sacrum, 1.0)
 
 
 def femur_field(x: Grid, y: Grid, z: Grid) -> Grid:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.interpolate import PchipInterpolator
 from scipy.spatial import cKDTree
 
 from navsrv.kernel.frames import Array, frozen_array
@@ -91,5 +91,6 @@ def smooth_path(points: ArrayLike, step_mm: float = 9.0) -> Array:
     if len(knots) == 2:
         result: Array = np.linspace(knots[0], knots[1], 2)
         return result
-    result = np.asarray(CubicSpline(chord, knots)(np.linspace(0.0, chord[-1], count)))
+    # Monotone between its knots: a cubic spline would swing out of the canal where a long span meets a short one.
+    result = np.asarray(PchipInterpolator(chord, knots)(np.linspace(0.0, chord[-1], count)))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,19 @@ def test_the_metastasis_reaches_the_foramen_on_its_side(case: SacrumCase, truth:
     assert -2.0 < to_foramen.min() < 0.5
     bone = case.structure_mask("Sacrum")
     assert (bone & case.structure_mask("Metastasis")).sum() > 0.6 * case.structure_mask("Metastasis").sum()
+
+
+@pytest.mark.parametrize("level", ["S1", "S2", "S3", "S4"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_root_stays_in_the_canal_until_its_own_foramen(level: str, side: str, case: SacrumCase, truth: Truth) -> None:
+    (root,) = case.primitives["structures"][f"{level} root {side}"]["primitives"]
+    way = np.asarray(root["points_mm"])
+    axis = np.concatenate([a + np.linspace(0, 1, 30)[:, None] * (b - a) for a, b in pairwise(way)])
+    foramen = f"{level} foramen {side}"
+    opening = case.primitives["structures"][foramen]["primitives"][0]["points_mm"][-1]
+    within = axis[: int(np.linalg.norm(axis - opening, axis=1).argmin())]
+    distance = truth.distance(within, ("Sacral canal", foramen))
+    assert np.minimum(distance["Sacral canal"], distance[foramen]).max() < 0.5
 
 
 @pytest.mark.parametrize("seed", range(8))
