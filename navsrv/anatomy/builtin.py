@@ -22,7 +22,7 @@ DEFAULT_SEED: Final = 1
 if TYPE_CHECKING:
     from navsrv.anatomy.thoracolumbar import Download
 
-SACRUM_VERSION: Final = 1
+SACRUM_VERSION: Final = 2
 THORACOLUMBAR_VERSION: Final = 1
 BENCH_VERSION: Final = 1
 SACRUM_SIGMA_MM: Final = 0.3

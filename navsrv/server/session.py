@@ -181,6 +181,7 @@ class Session:
         self._worker.shutdown(wait=False, cancel_futures=True)
         for process in list((self._worker._processes or {}).values()):
             process.terminate()
+            process.join(2.0)
         if self.recording is not None:
             self._records.put(STOP, b"")
             self._records.close()

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import vtk
-from tests.server.live import LiveServer, Tracker
 from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
+
+from tests.server.live import LiveServer, Tracker
 
 pytestmark = [pytest.mark.realtime, pytest.mark.data]
 
@@ -59,7 +60,7 @@ def independent_distances(surface: Path, points: Array) -> Array:
 
 
 def independent_isosurface_distances(ct: Path, points: Array) -> Array:
-    """Unsigned distances to vertices and faces of an isosurface that VTK makes from the file, read by VTK's own reader."""
+    """Unsigned distances to an isosurface that VTK makes from the file itself."""
     image = sitk.ReadImage(str(ct))
     padded = sitk.ConstantPad(image, (1, 1, 1), (1, 1, 1), -1024)
     grid = vtk.vtkImageData()
@@ -88,7 +89,9 @@ def phantom(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     ct = source / "pelvis_ct_crop_1.5mm_compact.nii.gz"
     build = [*run, "build", "--ct", ct, "--threshold", "Pelvis=-950:bone", "-o", folder / "case"]
     subprocess.run(build, check=True, capture_output=True)
-    subprocess.run([*run, "export", folder / "case", folder / "meshes", "--format", "ply"], check=True, capture_output=True)
+    subprocess.run(
+        [*run, "export", folder / "case", folder / "meshes", "--format", "ply"], check=True, capture_output=True
+    )
     return {
         "folder": folder,
         "ct": ct,

@@ -9,7 +9,7 @@ from navsrv.server.commands.simulate import become
 
 def run(args: argparse.Namespace) -> int:
     """Make the case, with progress, and become the demo."""
-    from navsrv.anatomy.builtin import ensure_case
+    from navsrv.server.fetching import ensure_case
     from navsrv.server.progress import terminal_progress
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

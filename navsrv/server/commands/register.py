@@ -73,10 +73,10 @@ def _landmarks(args: argparse.Namespace) -> RegistrationResult:
 
 
 def _cbct(args: argparse.Namespace) -> RegistrationResult:
-    from navsrv.anatomy.builtin import ensure_case
     from navsrv.anatomy.case import Case
     from navsrv.registration.cbct import register_cbct
     from navsrv.registration.overlay import overlay_png
+    from navsrv.server.fetching import ensure_case
     from navsrv.server.registering import ct_image
 
     volume = read_volume(args.volume)

@@ -21,9 +21,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve; print one JSON line once ready."""
-    from navsrv.anatomy.builtin import ensure_case
     from navsrv.anatomy.case import Case
     from navsrv.server.config import load_config
+    from navsrv.server.fetching import ensure_case
     from navsrv.server.progress import terminal_progress
     from navsrv.server.session import serve
 
