@@ -257,12 +257,13 @@ def rotation_from_quaternion_wxyz(q_wxyz: ArrayLike) -> Array:
 
 def rotation_z_onto(axis: ArrayLike) -> Array:
     """Return the smallest rotation (3, 3) that takes +z to a unit vector (3,); for -z, half a turn about x."""
-    a = np.asarray(axis, dtype=np.float64)
-    cosine = float(a[2])
-    if cosine < -1.0 + 1e-12:
+    x, y, cosine = np.asarray(axis, dtype=np.float64).tolist()
+    # 1 + cosine loses its digits next to -z, (x^2 + y^2) / (1 - cosine) is the same number and does not.
+    below = 1.0 + cosine if cosine > 0.0 else (x * x + y * y) / (1.0 - cosine)
+    if below == 0.0:
         return np.diag([1.0, -1.0, -1.0])
-    v = skew(np.cross([0.0, 0.0, 1.0], a))
-    result: Array = np.eye(3) + v + v @ v / (1.0 + cosine)
+    v = skew(np.array([-y, x, 0.0]))
+    result: Array = np.eye(3) + v + v @ v / below
     return result
 
 

@@ -284,13 +284,13 @@ class Pipeline:
 
     def _reference_at(self, item: CommandIn) -> Any:
         """Return ``T_tracker_from_ref`` (16 numbers) nearest to a device time (ns, decimal), and how far off it is."""
-        link = self._reference
-        if link is None or not link.history:
-            raise CommandRefused("the reference has not been seen")
         try:
             time_ns = int(_argument(item, "time_ns", str))  # decimal, as every time that JSON may have carried
         except ValueError:
             raise CommandRefused(f"args.time_ns: {item.args['time_ns']!r}; expected nanoseconds") from None
+        link = self._reference
+        if link is None or not link.history:
+            raise CommandRefused("the reference has not been seen")
         best = min(link.history, key=lambda s: abs(s.pose_time_ns - time_ns))
         off_ns = abs(best.pose_time_ns - time_ns)
         limit_ns = max(int(2e9 / link.source.spec.rate_hz), 100_000_000)

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
+from typing import Final
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from navsrv.pipeline.links import SHORTEST_NS, SPEED_WINDOW_NS, PoseLink
 from navsrv.pipeline.registrations import Registration
 from navsrv.pipeline.setup import Setup, SourceSetup, ToolSetup
 from navsrv.wire.guidance import StructureRow
+
+FARTHEST_MM: Final = 1e6
+"""A tip a kilometre from the CT's origin is a broken number; squares of larger ones overflow in the search."""
 
 
 class NotPlaced(Exception):
@@ -116,6 +120,8 @@ class Placement:
         T_ct_from_tool = T_ct_from_tracker @ _pose(pair.tool)
         tip = T_ct_from_tool.apply(self._tool.tip_mm)
         axis = T_ct_from_tool.rotation @ self._tool.axis
+        if not max(map(abs, tip.tolist())) < FARTHEST_MM:
+            raise NotPlaced(f"tip at {tip.tolist()} mm")
         try:
             self._engine.measure(tip, axis, self._tool.length_mm, self._tool.radius_mm, self._clearances)
         except ValueError as refusal:
