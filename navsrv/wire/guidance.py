@@ -2,11 +2,13 @@
 
 The frame carries the whole state, so that a display that misses frames loses nothing but smoothness.  In JSON
 every ``*_ns`` is a decimal string, because JavaScript's numbers end at 2**53.  ``guidance.schema.json`` beside
-this file is the JSON Schema of that form; a test holds the two together.
+this file is the JSON Schema of that form (``frame_schema``); a test holds the two together.
 """
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Any, Final
 
 import msgspec
@@ -145,3 +147,9 @@ def json_ready(frame: GuidanceFrame) -> dict[str, Any]:
 def encode_json(frame: GuidanceFrame) -> bytes:
     """Return the frame as UTF-8 JSON, as WebSocket and OpenIGTLink displays get it."""
     return _json.encode(json_ready(frame))
+
+
+def frame_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a frame's JSON form."""
+    schema: dict[str, Any] = json.loads(files(__package__).joinpath("guidance.schema.json").read_text("utf-8"))
+    return schema
