@@ -74,7 +74,7 @@ def transform(at_ns: int | None = T0, matrix: Array = MATRIX, name: str = "Needl
 @pytest.mark.parametrize("word", ["OK", "ok", " OK ", "TOOL_OK", "VALID", "true", "1"])
 def test_words_that_mean_ok(key: str, word: str) -> None:
     source = Source()
-    sample = source.one(message(Transform(MATRIX), **{key: word}))
+    sample = source.one(message(Transform(MATRIX), T0, **{key: word}))
     assert (sample.tracking, sample.reason) == (Tracking.OK, "")
     assert sample.pose is not None
     assert (sample.pose.to, sample.pose.frm) == (Frame("tracker"), Frame("needle"))
@@ -92,7 +92,7 @@ def test_words_that_mean_ok(key: str, word: str) -> None:
 )
 def test_every_other_word_means_missing_and_is_quoted(key: str, word: str) -> None:
     source = Source(trusted=True)  # a status that was given counts, trusted or not
-    sample = source.one(message(Transform(MATRIX), **{key: word}))
+    sample = source.one(message(Transform(MATRIX), T0, **{key: word}))
     assert (sample.tracking, sample.pose) == (Tracking.MISSING, None)
     assert sample.reason == f"NeedleToTracker: {word.strip() or 'empty status'}"
     assert source.counts == SourceCounts(invalid=1)

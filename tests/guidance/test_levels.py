@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -17,7 +18,7 @@ HISTORY = st.lists(
 )
 
 
-def run(history: list[tuple[float | None, int]], limits: Limits = LIMITS) -> list[tuple[int, float | None, int]]:
+def run(history: Sequence[tuple[float | None, int]], limits: Limits = LIMITS) -> list[tuple[int, float | None, int]]:
     """Return (time ns, bound or None, rank) of each step of a history of (bound, ms since the step before)."""
     state, now, steps = LevelState(), 0, []
     for bound, ms in history:
