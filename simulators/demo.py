@@ -42,6 +42,8 @@ RATE_HZ: Final = 60.0
 LOOK_S: Final = 2.0
 """How long the simulated operator looks at a proposed registration, headless."""
 BROWSER_LOOK_S: Final = 6.0
+SETTLE_S: Final = 1.0
+"""How long the tracker has followed the reference before the O-arm spins: an exposure without it is not used."""
 REGISTRATION_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 120.0
 
@@ -264,11 +266,12 @@ def run_story(room: Room, url: str) -> None:
     """Connect, image, register, insert, once."""
     watcher, args = room.watcher, room.args
     assert watcher is not None
-    if watcher.wait(30.0, lambda f: f.state == "UNREGISTERED") is None:
+    if watcher.wait(30.0, lambda f: f.state == "UNREGISTERED" and f.pose_time_ns is not None) is None:
         raise DemoFailed("the server sent no frame of a connected, unregistered tool within 30 s")
     tell_person(f"server ready after {time.monotonic() - room.started:.1f} s; display at {url}")
     room.oarm.wait_for("ready", START_TIMEOUT_S)
     room.oarm.wait_for("event", 30.0)
+    time.sleep(SETTLE_S)
     tell_person("O-arm spins; its volume goes to the server")
     room.oarm.tell(do="spin")
     room.mark("O-arm spins")

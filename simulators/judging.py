@@ -21,7 +21,9 @@ from simulators.world.truth import Surface, Truth, Union
 RANK: Final = {"none": 0, "unknown": 0, "caution": 1, "warning": 2, "breach": 3}
 NEAR_MM: Final = 1.0
 SAMPLE_MM: Final = 3.0
-JUDGED_POSES: Final = 400
+REACH_MM: Final = 20.0
+"""Beyond the largest limit and the longest edge: a triangle farther away is nearest to no needle that is judged."""
+JUDGED_POSES: Final = 150
 LATE_MM: Final = 0.5
 """An alarm is late when the true distance is below its threshold by more than this and the level is not there."""
 
@@ -108,13 +110,29 @@ def _lower_bound(shape: Union | Surface, points: Array) -> Array:
 def true_clearance(truth: Truth, name: str, log: TruthLog, shaft: Shaft, poses: NDArray[np.int64]) -> dict[int, float]:
     """Return the true clearance (mm) of tip or shaft by pose; of many near poses, JUDGED_POSES evenly spread ones."""
     chosen = poses[np.unique(np.linspace(0, len(poses) - 1, JUDGED_POSES).astype(int))] if len(poses) else poses
-    tips = log.tip_ct_mm[chosen]
+    tips, axes = log.tip_ct_mm[chosen], log.axis_ct[chosen]
     if not len(tips):
         return {}
+    hubs = tips - shaft.length_mm * axes
     of_tip = truth.distance(tips, (name,))[name]
-    hubs = tips - shaft.length_mm * log.axis_ct[chosen]
-    of_shaft = truth.shaft_distance(tips, hubs, shaft.radius_mm, (name,))[name]
+    patch = Truth({name: _within_reach(truth.shapes[name], tips, axes, shaft)})
+    of_shaft = patch.shaft_distance(tips, hubs, shaft.radius_mm)[name]
+    # A patch has no inside: what might touch it or be inside is asked of the whole.
+    unsure = np.flatnonzero((of_shaft + shaft.radius_mm < 0.5) | (of_tip < 0.5))
+    if len(unsure):
+        of_shaft[unsure] = truth.shaft_distance(tips[unsure], hubs[unsure], shaft.radius_mm, (name,))[name]
     return dict(zip(chosen.tolist(), np.minimum(of_tip, of_shaft).tolist(), strict=True))
+
+
+def _within_reach(shape: Union | Surface, tips: Array, axes: Array, shaft: Shaft) -> Union | Surface:
+    """Return the shape; of a surface only the triangles within REACH_MM of any of the needles, if there are any."""
+    if isinstance(shape, Union):
+        return shape
+    along = np.arange(0.0, shaft.length_mm + SAMPLE_MM, SAMPLE_MM)
+    points = (tips[:, None, :] - along[None, :, None] * axes[:, None, :]).reshape(-1, 3)
+    reached = cKDTree(points).query(shape.vertices, distance_upper_bound=REACH_MM)[0] < REACH_MM
+    patch = shape.triangles[reached[shape.triangles].any(axis=1)]
+    return Surface(shape.vertices, patch) if len(patch) else shape
 
 
 def _late_alarms(
