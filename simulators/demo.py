@@ -178,7 +178,7 @@ class Room:
 
     def __init__(self, case: Case, args: argparse.Namespace) -> None:
         self.case, self.args = case, args
-        self.started = time.monotonic()
+        self.started = time.monotonic() if args.started is None else args.started
         self.folder = Path(tempfile.mkdtemp(prefix="navsrv-demo-"))
         self.truth_file = self.folder / "truth.jsonl"
         self.accepted: dict[str, Any] = {}
@@ -367,6 +367,7 @@ def arguments() -> Parser:
     parser.add_argument("--seconds", type=number(1.0, 86400.0, "s"), help="cut the insertion short")
     parser.add_argument("--json", action="store_true", help="end with one JSON line of figures")
     parser.add_argument("--seed", type=whole(0, 2**31), default=1, help="decides the whole room (1)")
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # when navsrv demo began, monotonic seconds
     parser.add_argument("--speed", type=number(0.5, 5.0), default=1.0, help="how fast the needle's story goes (1)")
     return parser
 

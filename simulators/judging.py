@@ -24,6 +24,8 @@ SAMPLE_MM: Final = 3.0
 REACH_MM: Final = 20.0
 """Beyond the largest limit and the longest edge: a triangle farther away is nearest to no needle that is judged."""
 JUDGED_POSES: Final = 150
+JUDGED_POSES_OF_MESHES: Final = 40
+"""Brute force over triangles takes half a second a pose."""
 LATE_MM: Final = 0.5
 """An alarm is late when the true distance is below its threshold by more than this and the level is not there."""
 
@@ -108,8 +110,9 @@ def _lower_bound(shape: Union | Surface, points: Array) -> Array:
 
 
 def true_clearance(truth: Truth, name: str, log: TruthLog, shaft: Shaft, poses: NDArray[np.int64]) -> dict[int, float]:
-    """Return the true clearance (mm) of tip or shaft by pose; of many near poses, JUDGED_POSES evenly spread ones."""
-    chosen = poses[np.unique(np.linspace(0, len(poses) - 1, JUDGED_POSES).astype(int))] if len(poses) else poses
+    """Return the true clearance (mm) of tip or shaft by pose; of many near poses, some evenly spread ones."""
+    most = JUDGED_POSES if isinstance(truth.shapes[name], Union) else JUDGED_POSES_OF_MESHES
+    chosen = poses[np.unique(np.linspace(0, len(poses) - 1, most).astype(int))] if len(poses) else poses
     tips, axes = log.tip_ct_mm[chosen], log.axis_ct[chosen]
     if not len(tips):
         return {}

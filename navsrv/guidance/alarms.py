@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -133,6 +133,8 @@ class Present:
     text: str
     priority: Priority | None = None
     """Overrides the rule's priority where the situation says so (a brief loss, a parked tool)."""
+    past: str | None = None
+    """What a latched alarm says once the condition is gone: no figure of then may look like one of now."""
 
     @property
     def id(self) -> str:
@@ -193,7 +195,12 @@ def _move(alarm: Alarm, present: Present | None, now_ns: int, unjudged: Abstract
     if now_ns - gone_since < hold_ns:
         return Alarm(alarm.present, alarm.phase, alarm.since_ns, gone_since)
     phase = next_phase(alarm.phase, Event.GONE, rule.latching)
-    return None if phase is Phase.INACTIVE else Alarm(alarm.present, phase, alarm.since_ns, gone_since)
+    if phase is Phase.INACTIVE:
+        return None
+    said = alarm.present
+    if phase is Phase.LATCHED and said.past is not None:
+        said = replace(said, text=said.past)
+    return Alarm(said, phase, alarm.since_ns, gone_since)
 
 
 def acknowledge(table: AlarmTable, alarm_id: str) -> AlarmTable:

@@ -22,6 +22,8 @@ from navsrv.guidance import _kernels as kernels
 
 Array = NDArray[np.float64]
 
+FARTHEST_MM: Final = 1e7
+"""Farther away than any patient; beyond it the cells of a grid have no number that fits."""
 TETRAHEDRON: Final = Mesh(
     np.array([[0.0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10]]),
     np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]], dtype=np.int32),
@@ -143,7 +145,7 @@ class ClearanceEngine:
         pose[7] = radius_mm
         if out.tip_distance_mm.size != self.count:
             raise ValueError(f"clearances for {out.tip_distance_mm.size} structures; this engine has {self.count}")
-        ok = kernels.measure_all(
+        ok = bool(np.abs(pose).max() < FARTHEST_MM) and kernels.measure_all(
             pose,
             self._meta_f,
             self._meta_i,
@@ -157,7 +159,9 @@ class ClearanceEngine:
             out._visits,
         )
         if not ok:
-            raise ValueError(f"pose {pose.tolist()}: expected finite numbers, a unit axis, length and radius >= 0")
+            raise ValueError(
+                f"pose {pose.tolist()}: expected finite numbers below {FARTHEST_MM:g} mm, a unit axis, length and radius >= 0"
+            )
 
 
 def _joined(

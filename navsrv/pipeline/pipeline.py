@@ -7,7 +7,7 @@ notes for the log, links to end.  The server feeds it live; replay and the simul
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, TypeVar, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from navsrv.pipeline.tool import RoomFacts, ToolGuide
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
 Output = GuidanceFrame | Reply | Note | EndLink
+
+AUDIO_PAUSE_MAX_S: Final = 120.0
+"""Longest pause of alarm sounds by one command."""
 
 
 class CommandRefused(Exception):
@@ -251,6 +254,14 @@ class Pipeline:
             "covariance": registration.covariance.ravel().tolist(),
         }
 
+    def _pause_audio(self, item: CommandIn) -> Any:
+        """Pause alarm sounds for a time, never for good; 0 ends a pause.  Every frame shows what is left of it."""
+        seconds = item.args.get("seconds")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= AUDIO_PAUSE_MAX_S:
+            raise CommandRefused(f"seconds {seconds!r}; expected a number from 0 to {AUDIO_PAUSE_MAX_S:g}")
+        self._room.audio_paused_until_ns = item.now_ns + int(1e9 * seconds)
+        return None
+
     def _set_phase(self, item: CommandIn) -> Any:
         phase = _argument(item, "phase", str)
         if phase not in PHASES:
@@ -316,6 +327,7 @@ _OPERATIONS = {
     "accept_registration": Pipeline._accept,
     "reject_registration": Pipeline._reject,
     "describe_registration": Pipeline._describe,
+    "pause_audio": Pipeline._pause_audio,
     "set_phase": Pipeline._set_phase,
     "park_tool": Pipeline._park,
     "sample_tip": Pipeline._sample_tip,

@@ -50,6 +50,7 @@ class RoomFacts:
     phase: str = "setup"
     missed_deadlines: int = 0
     lost_records: int = 0
+    audio_paused_until_ns: int = 0
     happened: dict[str, tuple[int, Present]] = field(default_factory=dict)
     """Momentary facts by the id of their alarm: how often each happened, and what to say of the last time."""
 
@@ -123,6 +124,7 @@ class ToolGuide:
             temperatures=[],
             missed_deadlines=room.missed_deadlines,
             skipped_poses=self.skipped,
+            audio_paused_s=max(0.0, (room.audio_paused_until_ns - now_ns) / 1e9),
         )
 
     def next_due_ns(self, idle_frame_ns: int) -> int:
@@ -235,7 +237,10 @@ def _structure_alarms(placed: Placed) -> list[Present]:
         held = worst.get(row.name)
         if rank and (held is None or (rank, -_lower(row)) > (held[0], -_lower(held[1]))):
             worst[row.name] = (rank, row)
-    return [Present(_LEVEL_CONDITION[rank], name, _clearance_text(rank, row)) for name, (rank, row) in worst.items()]
+    return [
+        Present(_LEVEL_CONDITION[rank], name, _clearance_text(rank, row), past=_past_text(rank, row))
+        for name, (rank, row) in worst.items()
+    ]
 
 
 def _lower(row: StructureRow) -> float:
@@ -250,6 +255,13 @@ def _clearance_text(rank: int, row: StructureRow) -> str:
         return f"{where}: {figures}"
     fact = "contact" if distance <= 0.0 else "contact possible" if lower <= 0.0 else "leaving contact"
     return f"{where}: {fact}, {figures}"
+
+
+def _past_text(rank: int, row: StructureRow) -> str | None:
+    if rank < 3:
+        return None
+    touched = row.distance_mm is not None and row.distance_mm <= 0.0
+    return f"{row.name} ({row.part}): contact {'was shown' if touched else 'was possible'}; acknowledge"
 
 
 def _path_alarms(d: Deviation, target_reached_mm: float) -> list[Present]:

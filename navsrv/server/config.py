@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from devices.openigtlink import parse_transform_name
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import RIGIDITY_TOLERANCE, rotation_defect
 from navsrv.pipeline.setup import GAUGE_MM
@@ -239,8 +240,7 @@ def _cross_check(checker: Checker, config: Config) -> None:
 def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping[str, TrackerConfig]) -> None:
     if tool.tracker not in trackers:
         checker.fault(f"{path}.tracker", f"{tool.tracker!r} is not configured", "one of " + ", ".join(trackers))
-    head, separator, tail = tool.transform.rpartition("To")
-    if not (separator and head and tail):
+    if parse_transform_name(tool.transform) is None:
         checker.fault(f"{path}.transform", f"{tool.transform!r}", "a name such as 'NeedleToTracker'")
     if abs(math.hypot(*tool.axis) - 1.0) > 1e-3:
         checker.fault(f"{path}.axis", f"length {math.hypot(*tool.axis):.3g}", "a unit vector from hub to tip")

@@ -49,8 +49,14 @@ def write_fluoroscopy(folder: Path, exposure: Exposure, T_ref_from_carm: Array) 
 
 
 def _eight_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the picture windowed between its 0.5 and 99.5 percentiles."""
-    low, high = np.percentile(pixels, (0.5, 99.5))
+    """Return the picture for the eye: windowed to its middle, contrast evened out locally (CLAHE).
+
+    Percentiles of the whole would be those of open air beside the patient.
+    """
+    rows, columns = pixels.shape
+    middle = pixels[rows // 6 : -(rows // 6) or None, columns // 6 : -(columns // 6) or None]
+    low, high = np.percentile(middle, (0.5, 99.0))
     scaled = (pixels.astype(np.float32) - low) * (255.0 / max(float(high - low), 1e-6))
     picture: NDArray[np.uint8] = np.clip(scaled, 0.0, 255.0).astype(np.uint8)
-    return picture
+    evened: NDArray[np.uint8] = np.asarray(cv2.createCLAHE(clipLimit=2.0, tileGridSize=(6, 6)).apply(picture))
+    return evened

@@ -67,11 +67,18 @@ class DeviceListener:
         self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
         self._poses: dict[str, _PoseHistory] = {}
         self._writers: set[asyncio.StreamWriter] = set()
+        self._writer_of: dict[str, asyncio.StreamWriter] = {}
 
     async def serve(self, host: str, port: int) -> tuple[asyncio.Server, int]:
         """Start listening; return the server and the port it got.  OSError if the port is in use."""
         server = await asyncio.start_server(self._connection, host, port)
         return server, server.sockets[0].getsockname()[1]
+
+    def end(self, source: str) -> None:
+        """Close the connection that this pushed source comes by, and no other."""
+        writer = self._writer_of.pop(source, None)
+        if writer is not None:
+            writer.close()
 
     def end_all(self) -> None:
         """Close every device's connection."""
@@ -90,6 +97,8 @@ class DeviceListener:
                 received_ns, wall_ns = time.monotonic_ns(), time.time_ns()
                 for message in framer.feed(data):
                     self._message(message, received_ns, wall_ns, linked)
+                for source in linked:
+                    self._writer_of[source] = writer
         except RemoteProtocolError as fault:
             why = f"protocol: {fault}"
             self._on_note("device_refused", f"device at {peer}: {fault}; its connection was ended")

@@ -6,6 +6,7 @@ on ZeroMQ itself.  Rendering, registration, encoding for browsers and recording 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -49,6 +50,7 @@ from navsrv.wire.guidance import GuidanceFrame, encode_frame
 from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
 
 READ_BYTES: Final = 1 << 16
+REAL_TIME_PRIORITY: Final = 40
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 2.0
 
@@ -264,6 +266,12 @@ class Loop:
             self.records.put(INPUT, encode_input(report))
 
 
+def prefer_real_time() -> None:
+    """Ask for real-time priority, before threads are made that inherit it; where that is not allowed, go on without."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
+
+
 def warm_up(setup: Setup) -> None:
     """Run poses through a pipeline of its own, so that every kernel is compiled before the first real one."""
     pipeline = Pipeline(setup)
@@ -297,6 +305,7 @@ def main() -> int:
         channel.send({"kind": "failed", "value": str(error)})
         return 2
     warm_up(setup)
+    prefer_real_time()
     try:
         loop = Loop(setup, boot.config, channel, boot.record_endpoint)
     except zmq.ZMQError as error:

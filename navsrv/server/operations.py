@@ -83,6 +83,9 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         {"id": "text"},
         "loop",
     ),
+    "pause_audio": Operation(
+        "Pause alarm sounds for some seconds (at most 120); 0 ends the pause.", {"seconds": "number"}, "loop"
+    ),
     "set_phase": Operation("Set the phase of the procedure.", {"phase": "text"}, "loop"),
     "park_tool": Operation(
         "Say that a tool is parked on purpose, or in use again.", {"tool": "text", "parked": "flag"}, "loop"

@@ -219,7 +219,7 @@ class Session:
             elif message["kind"] == "note":
                 self._log(value["event"], value["text"])
             elif message["kind"] == "end_link":
-                self._listener.end_all()
+                self._listener.end(value["source"])
 
     def _from_hub(self) -> None:
         try:

@@ -114,6 +114,7 @@ class GuidanceFrame(msgspec.Struct, gc=False):
     temperatures: list[Temperature]
     missed_deadlines: int
     skipped_poses: int
+    audio_paused_s: float
 
 
 _encoder = msgspec.msgpack.Encoder()

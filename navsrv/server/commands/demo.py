@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from navsrv.server.commands.simulate import become
 
@@ -12,6 +13,7 @@ def run(args: argparse.Namespace) -> int:
     from navsrv.server.fetching import ensure_case
     from navsrv.server.progress import terminal_progress
 
+    started = time.monotonic()
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--case", default="sacrum")
     chosen, rest = own.parse_known_args(args.rest)
@@ -19,4 +21,4 @@ def run(args: argparse.Namespace) -> int:
         become(["demo", "--help"])
     with terminal_progress() as progress:
         folder = ensure_case(chosen.case, progress)
-    become(["demo", "--case", str(folder), *rest])
+    become(["demo", "--case", str(folder), "--started", f"{started:.3f}", *rest])
