@@ -8,6 +8,7 @@ received and from the simulator's truth.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import subprocess
@@ -67,7 +68,8 @@ class Part:
         self.process = subprocess.Popen(
             [sys.executable, "-m", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -102,12 +104,18 @@ class Part:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 class Watcher:
     """A display that takes every frame the moment it comes, in a thread of its own."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], port: int) -> None:
+        self._context = context
         self.received: list[tuple[int, bytes]] = []
         self._port = port
         self._news = threading.Condition()
@@ -116,7 +124,7 @@ class Watcher:
         self._thread.start()
 
     def _take(self) -> None:
-        subscriber: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        subscriber = self._context.socket(zmq.SUB)
         subscriber.setsockopt(zmq.SUBSCRIBE, b"guidance")
         subscriber.setsockopt(zmq.RCVHWM, 100_000)
         subscriber.connect(f"tcp://127.0.0.1:{self._port}")
@@ -155,11 +163,15 @@ class Watcher:
 class Commander:
     """The operator's command channel."""
 
-    def __init__(self, port: int) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], port: int) -> None:
+        self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
         self._next = 0
+
+    def close(self) -> None:
+        """End the channel."""
+        self._socket.close(linger=0)
 
     def ask(self, op: str, **args: Any) -> Any:
         """Return the result of one command; DemoFailed when it is refused."""
@@ -184,6 +196,8 @@ class Room:
         self.accepted: dict[str, Any] = {}
         self.timeline_s: dict[str, float] = {}
         self.watcher: Watcher | None = None
+        self.commander: Commander | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._parts: list[Part] = []
 
     def __enter__(self) -> Self:
@@ -215,6 +229,9 @@ class Room:
         """End the server first, then the simulators."""
         if self.watcher is not None:
             self.watcher.stop()
+        if self.commander is not None:
+            self.commander.close()
+        self._context.term()
         for part in reversed(self._parts):
             part.stop()
         self._parts.clear()
@@ -240,12 +257,12 @@ class Room:
         self.carm = self.part("C-arm", "simulators", "carm", *room, "--server", f"127.0.0.1:{devices}")
         self.ready = self.server.wait_for("ready", START_TIMEOUT_S)
         self.mark("server ready")
-        self.watcher = Watcher(self.ready["ports"]["zmq"])
+        self.watcher = Watcher(self._context, self.ready["ports"]["zmq"])
         self.tracker_story_s = float(self.tracker.wait_for("ready", START_TIMEOUT_S)["story_s"])
         self.mark("tracker ready")
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ready['ports']['http']}/api/case", timeout=60.0) as page:
             self.scenery: dict[str, Any] = json.load(page)
-        self.commander = Commander(self.ready["ports"]["commands"])
+        self.commander = Commander(self._context, self.ready["ports"]["commands"])
 
 
 def free_port() -> int:
@@ -266,6 +283,7 @@ def run_story(room: Room, url: str) -> None:
     """Connect, image, register, insert, once."""
     watcher, args = room.watcher, room.args
     assert watcher is not None
+    assert room.commander is not None
     if watcher.wait(30.0, lambda f: f.state == "UNREGISTERED" and f.pose_time_ns is not None) is None:
         raise DemoFailed("the server sent no frame of a connected, unregistered tool within 30 s")
     tell_person(f"server ready after {time.monotonic() - room.started:.1f} s; display at {url}")

@@ -159,9 +159,8 @@ class ClearanceEngine:
             out._visits,
         )
         if not ok:
-            raise ValueError(
-                f"pose {pose.tolist()}: expected finite numbers below {FARTHEST_MM:g} mm, a unit axis, length and radius >= 0"
-            )
+            right = f"finite numbers below {FARTHEST_MM:g} mm, a unit axis, length and radius >= 0"
+            raise ValueError(f"pose {pose.tolist()}: expected {right}")
 
 
 def _joined(
