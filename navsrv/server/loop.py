@@ -10,7 +10,6 @@ import contextlib
 import gc
 import os
 import pickle
-import random
 import selectors
 import socket
 import sys
@@ -22,7 +21,6 @@ import msgspec
 import numpy as np
 import zmq
 
-from devices.openigtlink import encode_hello
 from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
 from navsrv.pipeline.inputs import (
@@ -43,56 +41,15 @@ from navsrv.pipeline.pipeline import Output, Pipeline
 from navsrv.pipeline.setup import Setup
 from navsrv.server.boots import LoopBoot
 from navsrv.server.channel import Channel, ChannelClosed
-from navsrv.server.config import Config, TrackerConfig
+from navsrv.server.config import Config
 from navsrv.server.records import FRAME, INPUT, NOTE, RecordSink
 from navsrv.server.setup import build_setup
+from navsrv.server.tracker_client import TrackerClient
 from navsrv.wire.guidance import GuidanceFrame, encode_frame
 from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
 
 READ_BYTES: Final = 1 << 16
 REAL_TIME_PRIORITY: Final = 40
-BACKOFF_FIRST_S: Final = 0.2
-BACKOFF_LAST_S: Final = 2.0
-
-
-class TrackerClient:
-    """One connection to a pose source: connects without blocking, with backoff and jitter, forever."""
-
-    def __init__(self, name: str, tracker: TrackerConfig) -> None:
-        self.name = name
-        self.address = (tracker.host, tracker.port)
-        self.socket: socket.socket | None = None
-        self.connected = False
-        self.retry_ns = 0
-        self._backoff_s = BACKOFF_FIRST_S
-
-    def begin(self) -> socket.socket:
-        """Start a connection attempt and return its socket, to be watched for writing."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.connect_ex(self.address)
-        self.socket = sock
-        return sock
-
-    def established(self) -> str | None:
-        """Return None when the attempt succeeded, else why not."""
-        assert self.socket is not None
-        error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            return f"cannot connect to {self.address[0]}:{self.address[1]}: {os.strerror(error)}"
-        self.connected = True
-        self._backoff_s = BACKOFF_FIRST_S
-        self.socket.send(encode_hello())
-        return None
-
-    def drop(self, now_ns: int) -> None:
-        """Close, and set the time of the next attempt."""
-        if self.socket is not None:
-            self.socket.close()
-        self.socket, self.connected = None, False
-        self.retry_ns = now_ns + int(1e9 * self._backoff_s * random.uniform(0.8, 1.2))
-        self._backoff_s = min(2.0 * self._backoff_s, BACKOFF_LAST_S)
 
 
 class Loop:
