@@ -1,0 +1,209 @@
+"""Owns the compiled loops of the DRR: line integrals by Joseph's method, and what their derivatives are made of.
+
+The volume is laid out with the axis nearest to the beam (c) contiguous, so that a ray reads along memory, and each
+entry holds the four voxels of its cell in (a, b) as 16-bit integers: one load for a sample, not four.  On each plane k
+of that axis the ray meets (a, b) = (a0 + k qa, b0 + k qb), and the value there is bilinear; its slopes in a and b come
+from the same four voxels.  A motion of the view moves a and b by amounts that are linear in k, so that four sums beside
+the integral (slopes, and slopes times k) give all six derivatives, exact for the sum that was computed.
+
+Eight planes at a time are skipped where an occupancy map says that nothing is near.  One thread renders one view;
+views and hypotheses are what runs in parallel, since forking over rows costs more than it gains on a busy machine.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit, prange
+
+BLOCK: Final = 8
+"""Planes that are skipped or summed together."""
+
+
+@njit(cache=True, nogil=True, fastmath=True, inline="always")  # type: ignore[untyped-decorator,unused-ignore]
+def _range_of(origin, slope, top, low, high):  # type: ignore[no-untyped-def]
+    """Narrow planes [low, high] to where ``0 <= origin + k slope <= top``."""
+    if abs(slope) < 1e-9:
+        return (low, high) if 0.0 <= origin <= top else (1.0, 0.0)
+    first, last = -origin / slope, (top - origin) / slope
+    if first > last:
+        first, last = last, first
+    return max(low, first), min(high, last)
+
+
+@njit(cache=True, nogil=True, fastmath=True, inline="always")  # type: ignore[untyped-decorator,unused-ignore]
+def _four(packed):  # type: ignore[no-untyped-def]
+    """Return the four voxels of a cell: (a, b), (a, b + 1), (a + 1, b), (a + 1, b + 1)."""
+    low, high = np.int32(packed), np.int32(packed >> np.int64(32))
+    sixteen = np.int32(16)
+    return (
+        np.float32(np.int32(low << sixteen) >> sixteen),
+        np.float32(low >> sixteen),
+        np.float32(np.int32(high << sixteen) >> sixteen),
+        np.float32(high >> sixteen),
+    )
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _values(flat, nb, nc, k, count, a, b, qa, qb):  # type: ignore[no-untyped-def]
+    """Return the sum over ``count`` planes from k on, where the ray enters at (a, b)."""
+    total = np.float32(0.0)
+    sheet = nb * nc
+    for m in range(count):
+        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
+        ia, ib = np.int32(fa), np.int32(fb)
+        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
+        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
+        low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
+        total += low + ra * (high - low)
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _slopes(flat, nb, nc, k, count, a, b, qa, qb):  # type: ignore[no-untyped-def]
+    """Return the sums of value, slope in a, slope in b, and both slopes times the plane's number from k on."""
+    total, sa, sb = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    ta, tb = np.float32(0.0), np.float32(0.0)
+    sheet = nb * nc
+    for m in range(count):
+        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
+        ia, ib = np.int32(fa), np.int32(fb)
+        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
+        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
+        low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
+        ga = high - low
+        gb = (c01 - c00) + ra * ((c11 - c10) - (c01 - c00))
+        total += low + ra * ga
+        sa += ga
+        sb += gb
+        ta += np.float32(m) * ga
+        tb += np.float32(m) * gb
+    return total, sa, sb, ta, tb
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _values8(flat, nb, nc, k, a, b, qa, qb):  # type: ignore[no-untyped-def]
+    """Return the sum over a whole block of planes from k on, where the ray enters at (a, b)."""
+    total = np.float32(0.0)
+    sheet = nb * nc
+    for m in range(BLOCK):
+        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
+        ia, ib = np.int32(fa), np.int32(fb)
+        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
+        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
+        low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
+        total += low + ra * (high - low)
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _slopes8(flat, nb, nc, k, a, b, qa, qb):  # type: ignore[no-untyped-def]
+    """Return the sums of value, slope in a, slope in b, and both slopes times the plane's number from k on."""
+    total, sa, sb = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    ta, tb = np.float32(0.0), np.float32(0.0)
+    sheet = nb * nc
+    for m in range(BLOCK):
+        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
+        ia, ib = np.int32(fa), np.int32(fb)
+        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
+        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
+        low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
+        ga = high - low
+        gb = (c01 - c00) + ra * ((c11 - c10) - (c01 - c00))
+        total += low + ra * ga
+        sa += ga
+        sb += gb
+        ta += np.float32(m) * ga
+        tb += np.float32(m) * gb
+    return total, sa, sb, ta, tb
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def render_view(volume, near, scale, view, window, derivatives, out):  # type: ignore[no-untyped-def]
+    """Render one view into ``out`` (1 or 7, rows, columns): the integral, then its derivatives by (w, t).
+
+    ``volume`` (na, nb, nc) int64, four voxels each, in units of ``scale``; ``near`` (na, nb, blocks) uint8: 0 where no
+    ray that passes the middle of a block meets anything in it.  ``view`` (24, 3), all in indices (a, b, c): row 0 the
+    source, 1-3 the direction as columns of (column, row, 1), 4-6 the same in mm, 7-15 the direction's change by
+    rotation about x, y, z, 16-21 the source's change by all six.  ``window``: first and end column, first and end row.
+    """
+    na, nb, nc = volume.shape
+    flat = volume.reshape(-1)
+    sa, sb, sc = view[0, 0], view[0, 1], view[0, 2]
+    for row in range(window[2], window[3]):
+        for column in range(window[0], window[1]):
+            da = view[1, 0] * column + view[2, 0] * row + view[3, 0]
+            db = view[1, 1] * column + view[2, 1] * row + view[3, 1]
+            dc = view[1, 2] * column + view[2, 2] * row + view[3, 2]
+            qa, qb = da / dc, db / dc
+            a0, b0 = sa - sc * qa, sb - sc * qb
+            low, high = _range_of(a0, qa, na - 1.001, 0.0, nc - 1.0)
+            low, high = _range_of(b0, qb, nb - 1.001, low, high)
+            if high < low:
+                continue
+            first, last = int(np.ceil(low)), int(np.floor(high))
+            total, ga, gb, ha, hb = 0.0, 0.0, 0.0, 0.0, 0.0
+            fqa, fqb = np.float32(qa), np.float32(qb)
+            for block in range(first // BLOCK, last // BLOCK + 1):
+                start, end = max(block * BLOCK, first), min(block * BLOCK + BLOCK, last + 1)
+                if end <= start:
+                    continue
+                middle = 0.5 * (start + end - 1)
+                ja, jb = int(a0 + middle * qa), int(b0 + middle * qb)
+                if near[ja, jb, block] == 0:
+                    continue
+                a, b = np.float32(a0 + start * qa), np.float32(b0 + start * qb)
+                if derivatives:
+                    if end - start == BLOCK:
+                        v, x, y, tx, ty = _slopes8(flat, nb, nc, start, a, b, fqa, fqb)
+                    else:
+                        v, x, y, tx, ty = _slopes(flat, nb, nc, start, end - start, a, b, fqa, fqb)
+                    ga += x
+                    gb += y
+                    ha += tx + start * x
+                    hb += ty + start * y
+                elif end - start == BLOCK:
+                    v = _values8(flat, nb, nc, start, a, b, fqa, fqb)
+                else:
+                    v = _values(flat, nb, nc, start, end - start, a, b, fqa, fqb)
+                total += v
+            if total == 0.0 and ga == 0.0 and gb == 0.0:
+                continue
+            mx = view[4, 0] * column + view[5, 0] * row + view[6, 0]
+            my = view[4, 1] * column + view[5, 1] * row + view[6, 1]
+            mz = view[4, 2] * column + view[5, 2] * row + view[6, 2]
+            step = scale * np.sqrt(mx * mx + my * my + mz * mz) / abs(dc)
+            out[0, row, column] = total * step
+            if not derivatives:
+                continue
+            # Slopes times (k - source), which is how far a turn of the ray has carried it.
+            ha -= sc * ga
+            hb -= sc * gb
+            inverse = 1.0 / dc
+            for p in range(6):
+                za, zb, zc = view[16 + p, 0], view[16 + p, 1], view[16 + p, 2]
+                change = ga * (za - zc * qa) + gb * (zb - zc * qb)
+                if p < 3:
+                    r = 7 + 3 * p
+                    ea = view[r, 0] * column + view[r + 1, 0] * row + view[r + 2, 0]
+                    eb = view[r, 1] * column + view[r + 1, 1] * row + view[r + 2, 1]
+                    ec = view[r, 2] * column + view[r + 1, 2] * row + view[r + 2, 2]
+                    change += (ha * (ea - qa * ec) + hb * (eb - qb * ec) - total * ec) * inverse
+                out[1 + p, row, column] = change * step
+
+
+@njit(cache=True, nogil=True, parallel=True)  # type: ignore[untyped-decorator,unused-ignore]
+def render_views(volumes, nears, scale, axes, images, views, windows, derivatives, out):  # type: ignore[no-untyped-def]
+    """Render jobs side by side: job n draws its window of image ``images[n]``, which is zero before.
+
+    ``axes[n]`` says along which axis its volume is laid out.
+    """
+    for n in prange(len(axes)):
+        image = out[images[n]]
+        if axes[n] == 0:
+            render_view(volumes[0], nears[0], scale, views[n], windows[n], derivatives, image)
+        elif axes[n] == 1:
+            render_view(volumes[1], nears[1], scale, views[n], windows[n], derivatives, image)
+        else:
+            render_view(volumes[2], nears[2], scale, views[n], windows[n], derivatives, image)
