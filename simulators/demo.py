@@ -43,7 +43,7 @@ RATE_HZ: Final = 60.0
 LOOK_S: Final = 2.0
 """How long the simulated operator looks at a proposed registration, headless."""
 BROWSER_LOOK_S: Final = 6.0
-SETTLE_S: Final = 1.0
+SETTLE_S: Final = 0.6
 """How long the tracker has followed the reference before the O-arm spins: an exposure without it is not used."""
 REGISTRATION_TIMEOUT_S: Final = 120.0
 START_TIMEOUT_S: Final = 120.0
@@ -386,7 +386,7 @@ def arguments() -> Parser:
     parser.add_argument("--json", action="store_true", help="end with one JSON line of figures")
     parser.add_argument("--seed", type=whole(0, 2**31), default=1, help="decides the whole room (1)")
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # when navsrv demo began, monotonic seconds
-    parser.add_argument("--speed", type=number(0.5, 5.0), default=1.0, help="how fast the needle's story goes (1)")
+    parser.add_argument("--speed", type=number(0.5, 5.0), default=1.3, help="how fast the needle's story goes (1.3)")
     return parser
 
 
