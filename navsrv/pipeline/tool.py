@@ -254,14 +254,15 @@ def _clearance_text(rank: int, row: StructureRow) -> str:
     if rank < 3:
         return f"{where}: {figures}"
     fact = "contact" if distance <= 0.0 else "contact possible" if lower <= 0.0 else "leaving contact"
-    return f"{where}: {fact}, {figures}"
+    # The fact stands first: a display short of room cuts the end, and "contact" must not be left of "contact possible".
+    return f"{fact.capitalize()}: {where}, {figures}"
 
 
 def _past_text(rank: int, row: StructureRow) -> str | None:
     if rank < 3:
         return None
     touched = row.distance_mm is not None and row.distance_mm <= 0.0
-    return f"{row.name} ({row.part}): contact {'was shown' if touched else 'was possible'}; acknowledge"
+    return f"Contact was {'shown' if touched else 'possible'}: {row.name} ({row.part})"
 
 
 def _path_alarms(d: Deviation, target_reached_mm: float) -> list[Present]:

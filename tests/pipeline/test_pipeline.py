@@ -613,8 +613,17 @@ def test_contact_and_contact_possible_are_different_texts(room: Room) -> None:
         room.wait(10)
         (alarm,) = [a for a in room.pair(at(0.0, 0.0, z)).alarms if a.structure == "Nerve"]
         texts[part] = alarm.text
-    assert texts["possible"].startswith("Nerve (shaft): contact possible, 0.2 mm, at least -0.1 mm")
-    assert texts["contact"].startswith("Nerve (shaft): contact, -0.5 mm")
+    assert texts["possible"].startswith("Contact possible: Nerve (shaft), 0.2 mm, at least -0.1 mm")
+    assert texts["contact"].startswith("Contact: Nerve (shaft), -0.5 mm")
+
+
+def test_a_latched_contact_says_no_figure_of_then(room: Room) -> None:
+    room.wait(10)
+    room.pair(at(0.0, 0.0, 10.5))
+    room.wait(10)
+    (gone,) = room.read(room.pose("Reference"), room.pose("Needle", status=HIDDEN))
+    (alarm,) = [a for a in gone.alarms if a.structure == "Nerve"]
+    assert (alarm.phase, alarm.text) == ("latched", "Contact was shown: Nerve (shaft)")
 
 
 def test_of_equally_bad_parts_the_nearer_speaks(room: Room) -> None:
