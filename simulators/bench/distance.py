@@ -5,7 +5,7 @@ methods take turns at every pose and push each other out of the caches, worse th
 measures the six tips, and 64 samples of each shaft (at fewer poses, since it takes long).  Times are wall time in
 microseconds; run it on a quiet machine.
 
-    python benchmarks/distance.py --json
+    navsrv bench distance --json
 """
 
 from __future__ import annotations
@@ -142,22 +142,19 @@ def compare(engine: ClearanceEngine, out: Clearances, judges: list[Any], steps: 
     }
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triangles", type=int, default=100_000, help="of each structure (default %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="poses of the hot loop (default %(default)s)")
     parser.add_argument("--vtk-every", type=int, default=40, help="every so many poses VTK too (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     result = run(arguments.triangles, arguments.steps, arguments.vtk_every)
     if arguments.json:
         print(json.dumps(result))
-        return
+        return 0
     for name, value in result.items():
         shown = value.items() if isinstance(value, dict) else [("", value)]
         print(f"{name:36s}", "  ".join(f"{k} {v:.4g}".strip() for k, v in shown))
-
-
-if __name__ == "__main__":
-    main()
+    return 0
