@@ -1,0 +1,81 @@
+"""Owns the compiled loops of fluoroscopy: sums of image gradients over tiles, and the search of translations."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+SUMS: Final = 37
+"""Of each tile: count; sums of FF, MM, FM; FJ (6); MJ (6); upper triangle of JJ' (21)."""
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def tile_sums(moving, fixed, window, tile, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (tile rows, tile columns, 37) with sums of gradients where the DRR has any.
+
+    ``moving`` (1 or 7, rows, columns): the DRR and its derivatives; ``fixed`` (2, rows, columns): gradient along
+    columns and rows; both by central differences.  ``window``: first and end column, first and end row.
+    """
+    _, rows, columns = moving.shape
+    derivatives = moving.shape[0] == 7
+    jx, jy = np.empty(6, np.float32), np.empty(6, np.float32)
+    for row in range(max(window[2], 1), min(window[3], rows - 1)):
+        for column in range(max(window[0], 1), min(window[1], columns - 1)):
+            mx = moving[0, row, column + 1] - moving[0, row, column - 1]
+            my = moving[0, row + 1, column] - moving[0, row - 1, column]
+            if mx == 0.0 and my == 0.0:
+                continue
+            fx, fy = fixed[0, row, column], fixed[1, row, column]
+            s = out[row // tile, column // tile]
+            s[0] += 1.0
+            s[1] += fx * fx + fy * fy
+            s[2] += mx * mx + my * my
+            s[3] += fx * mx + fy * my
+            if not derivatives:
+                continue
+            for p in range(6):
+                jx[p] = moving[1 + p, row, column + 1] - moving[1 + p, row, column - 1]
+                jy[p] = moving[1 + p, row + 1, column] - moving[1 + p, row - 1, column]
+            at = 16
+            for p in range(6):
+                s[4 + p] += fx * jx[p] + fy * jy[p]
+                s[10 + p] += mx * jx[p] + my * jy[p]
+                for q in range(p, 6):
+                    s[at] += jx[p] * jx[q] + jy[p] * jy[q]
+                    at += 1
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
+def best_shifts(maps, jacobians, reach, step_mm, apart, keep, found):  # type: ignore[no-untyped-def]
+    """Fill ``found`` (keep, 4) with the best scores and shifts (mm) of a cubic grid, at least ``apart`` cells apart.
+
+    ``maps`` (V, n, n): each view's correlation at cyclic shifts (row, column) of its image; ``jacobians`` (V, 2, 3):
+    pixels (column, row) that the image moves per mm.
+    """
+    n = 2 * reach + 1
+    size = maps.shape[1]
+    score = np.zeros((n, n, n), np.float32)
+    for x in range(n):
+        for y in range(n):
+            for z in range(n):
+                total = np.float32(0.0)
+                for v in range(len(maps)):
+                    j = jacobians[v]
+                    dx, dy, dz = (x - reach) * step_mm, (y - reach) * step_mm, (z - reach) * step_mm
+                    u = j[0, 0] * dx + j[0, 1] * dy + j[0, 2] * dz
+                    w = j[1, 0] * dx + j[1, 1] * dy + j[1, 2] * dz
+                    if abs(u) > size // 2 - 1 or abs(w) > size // 2 - 1:
+                        total -= np.float32(1.0)
+                        continue
+                    total += maps[v, int(np.floor(w + 0.5)) % size, int(np.floor(u + 0.5)) % size]
+                score[x, y, z] = total
+    for k in range(keep):
+        at = np.argmax(score.reshape(-1))
+        x, y, z = at // (n * n), (at // n) % n, at % n
+        found[k, 0] = score[x, y, z]
+        found[k, 1], found[k, 2], found[k, 3] = (x - reach) * step_mm, (y - reach) * step_mm, (z - reach) * step_mm
+        score[
+            max(x - apart, 0) : x + apart + 1, max(y - apart, 0) : y + apart + 1, max(z - apart, 0) : z + apart + 1
+        ] = -9.0

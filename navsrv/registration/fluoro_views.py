@@ -1,0 +1,194 @@
+"""Owns the similarity of DRRs with X-ray images, and its refinement: gradient correlation tile by tile.
+
+Within a tile the gradient images of DRR and X-ray are compared up to a factor of that tile's own, so that exposure,
+beam hardening, scatter and the soft tissue's slow shading cost nothing; tiles have their say by the strength of the
+DRR's edges, so that a needle or a collimator in the X-ray has none where no bone is expected.  The pose is refined by
+Levenberg-Marquardt on analytic derivatives.  Refuses search and verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from navsrv.kernel.errors import RegistrationError
+from navsrv.kernel.frames import CARM, CT, Array, Rigid
+from navsrv.kernel.projection import ProjectionModel
+from navsrv.registration._fluoro_kernels import SUMS, tile_sums
+from navsrv.registration.drr import DrrVolume, Image
+from navsrv.registration.tiles import moved
+
+MIN_TILE_PIXELS: Final = 20
+CLIP_PERCENTILE: Final = 99.0
+"""Gradients above this are those of metal and of shutters: their direction counts, their size does not."""
+ARM_MM: Final = 50.0
+"""Distance at which a rotation is weighed against a translation."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class XrayView:
+    """One X-ray image and where it was taken.
+
+    Attributes
+    ----------
+    pixels : (rows, columns)
+        Linear in the logarithm of the intensity, or nearly.
+    projection : ProjectionModel
+        ``T_carm_from_object`` from the frame that the views share (``ref``); pixels as in ``pixels``.
+    bright_air : bool
+        Air is bright and bone dark, as detectors give it; False: bone is bright.
+    """
+
+    pixels: NDArray[np.generic]
+    projection: ProjectionModel
+    bright_air: bool = True
+
+    def __post_init__(self) -> None:
+        shape = (self.projection.rows, self.projection.columns)
+        if np.shape(self.pixels) != shape:
+            raise RegistrationError(f"an image of {np.shape(self.pixels)} pixels for a detector of {shape}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedView:
+    """An X-ray at one resolution: gradients (2, rows, columns) along columns and rows, and its view."""
+
+    gradient: Image
+    projection: ProjectionModel
+
+    @classmethod
+    def of(cls, view: XrayView, across_px: int, blur_px: float = 0.8) -> FixedView:
+        """Return the view averaged in blocks to about ``across_px`` columns, blurred, its gradients clipped."""
+        factor = max(1, round(view.projection.columns / across_px))
+        model = view.projection.binned(factor)
+        whole = np.asarray(view.pixels)[: model.rows * factor, : model.columns * factor].astype(np.float32)
+        if not np.isfinite(whole).all() or np.ptp(whole) == 0.0:
+            raise RegistrationError("an X-ray image is constant, or has pixels that are no numbers")
+        image = whole.reshape(model.rows, factor, model.columns, factor).mean(axis=(1, 3))
+        image = ndimage.gaussian_filter(-image if view.bright_air else image, blur_px)
+        gradient = np.zeros((2, model.rows, model.columns), dtype=np.float32)
+        gradient[0, :, 1:-1] = image[:, 2:] - image[:, :-2]
+        gradient[1, 1:-1] = image[2:] - image[:-2]
+        size = np.hypot(gradient[0], gradient[1])
+        limit = float(np.percentile(size, CLIP_PERCENTILE))
+        gradient *= (np.minimum(size, limit) / np.maximum(size, 1e-12)) / max(limit, 1e-12)
+        return cls(gradient, model)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normal:
+    """The normal equations of a pose: of (rotation_rad, translation_mm) about a centre, and the score."""
+
+    hessian: Array
+    gradient: Array
+    score: float
+    """Mean gradient correlation over tiles, weighted by the DRR's edges: -1 to 1."""
+    pixels: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A pose (4, 4), CT from the views' frame, that a refinement ended at, and its score."""
+
+    pose: Array
+    score: float
+
+
+class Level:
+    """One resolution: the bone, the X-rays, and buffers that are used again."""
+
+    def __init__(self, volume: DrrVolume, views: list[FixedView], tile_px: int) -> None:
+        self.volume = volume
+        self.views = views
+        self.centre_ct_mm = volume.centre_ct_mm
+        self._tile = tile_px
+        self._buffers = [
+            np.zeros((1, channels, v.projection.rows, v.projection.columns), np.float32)
+            for v in views
+            for channels in (1, 7)
+        ]
+
+    def seen(self, pose: Array, view: FixedView) -> ProjectionModel:
+        """Return the view as it stands to the CT at a pose (4, 4), CT from the views' frame."""
+        frame = view.projection.T_carm_from_object.frm
+        inverse = np.eye(4)
+        inverse[:3, :3] = pose[:3, :3].T
+        inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+        return view.projection.seen_from(Rigid.from_matrix(frame, CT, inverse))
+
+    def sums(self, pose: Array, derivatives: bool = True) -> list[Array]:
+        """Return each view's sums of each tile (T, 37) at a pose."""
+        result = []
+        for n, view in enumerate(self.views):
+            buffer = self._buffers[2 * n + int(derivatives)]
+            model = self.seen(pose, view)
+            self.volume.render_into(buffer, [model], self.centre_ct_mm)
+            tiles = (-(-model.rows // self._tile), -(-model.columns // self._tile))
+            out = np.zeros((*tiles, SUMS))
+            window = self.volume.placed(model, self.centre_ct_mm)[3]
+            tile_sums(buffer[0], view.gradient, window, self._tile, out)
+            result.append(out.reshape(-1, SUMS))
+        return result
+
+    def score(self, pose: Array) -> float:
+        """Return the score of a pose."""
+        return normal_equations(np.concatenate(self.sums(pose, False))).score
+
+    def refine(self, pose: Array, iterations: int = 25, tolerance_mm: float = 0.03) -> Fit:
+        """Return where Levenberg-Marquardt ends from ``pose`` (4, 4)."""
+        best = normal_equations(np.concatenate(self.sums(pose)))
+        damping = 1e-2
+        for _ in range(iterations):
+            scaled = best.hessian + np.diag(damping * np.diag(best.hessian) + 1e-9)
+            step = np.asarray(np.linalg.solve(scaled, best.gradient), dtype=np.float64)
+            length = float(np.linalg.norm(step[3:]) + ARM_MM * np.linalg.norm(step[:3]))
+            if length > 8.0:
+                step *= 8.0 / length
+            trial = moved(pose, step, self.centre_ct_mm)
+            found = normal_equations(np.concatenate(self.sums(trial)))
+            if found.score > best.score and found.pixels > 0.5 * best.pixels:
+                pose, best = trial, found
+                damping = max(damping * 0.2, 1e-4)
+                if length < tolerance_mm:
+                    break
+            else:
+                damping *= 10.0
+                if damping > 1e3 or length < tolerance_mm:
+                    break
+        return Fit(pose, best.score)
+
+
+def normal_equations(tiles: Array) -> Normal:
+    """Return the normal equations of tile sums (T, 37): least squares of unit gradients, tile by tile.
+
+    With f = F / |F| and m = M / |M| over a tile, ``|f - m|^2 / 2 = 1 - NCC``; tiles count by |M|.
+    """
+    s = tiles[(tiles[:, 0] >= MIN_TILE_PIXELS) & (tiles[:, 2] > 0.0) & (tiles[:, 1] > 0.0)]
+    if not len(s):
+        return Normal(np.eye(6), np.zeros(6), -1.0, 0.0)
+    weight = np.sqrt(s[:, 2])
+    weight = weight / weight.sum()
+    norm = np.sqrt(s[:, 1] * s[:, 2])
+    ncc = s[:, 3] / norm
+    fj, mj = s[:, 4:10] / norm[:, None], s[:, 10:16] / s[:, 2:3]
+    gradient = (weight[:, None] * (fj - ncc[:, None] * mj)).sum(axis=0)
+    rows, columns = np.triu_indices(6)
+    jj = np.zeros((6, 6))
+    jj[rows, columns] = (s[:, 16:37] * (weight / s[:, 2])[:, None]).sum(axis=0)
+    jj[columns, rows] = jj[rows, columns]
+    hessian = jj - (mj * weight[:, None]).T @ mj
+    return Normal(hessian, gradient, float(weight @ ncc), float(s[:, 0].sum()))
+
+
+def check_views(views: list[XrayView]) -> None:
+    """Raise RegistrationError unless there are views and they stand in one frame."""
+    if not views:
+        raise RegistrationError("no X-ray view: two or more are needed")
+    frames = {str(view.projection.T_carm_from_object.frm) for view in views}
+    if len(frames) > 1:
+        raise RegistrationError(f"the views stand in different frames ({', '.join(sorted(frames))}), not in one")
+    assert all(view.projection.T_carm_from_object.to == CARM for view in views)
