@@ -1,0 +1,72 @@
+"""Owns the errors of NDI's Combined API in words.  Refuses to judge them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ERRORS: Final = {
+    0x01: "invalid command",
+    0x02: "command too long",
+    0x03: "command too short",
+    0x04: "the command arrived with a wrong CRC",
+    0x05: "time-out while the command was carried out",
+    0x06: "the new communication parameters failed",
+    0x07: "wrong number of parameters",
+    0x08: "invalid port",
+    0x09: "invalid mode",
+    0x0A: "invalid LED",
+    0x0B: "invalid LED state",
+    0x0C: "the command is invalid in the current mode",
+    0x0D: "no tool in that port",
+    0x0E: "that port is not initialised",
+    0x0F: "that port is not enabled",
+    0x10: "the system is not initialised",
+    0x11: "tracking could not be stopped",
+    0x12: "tracking could not be started",
+    0x13: "the tool in that port could not be initialised",
+    0x14: "invalid position sensor parameters",
+    0x15: "the system could not be initialised",
+    0x16: "diagnostic mode could not be started",
+    0x17: "diagnostic mode could not be stopped",
+    0x19: "the firmware version could not be read",
+    0x1A: "internal device error",
+    0x1C: "the marker firing signature could not be set",
+    0x1E: "the tool's memory could not be read",
+    0x1F: "the tool's memory could not be written",
+    0x21: "the tool's current test failed",
+    0x22: "an enabled tool does not suit the selected volume (marker wavelength)",
+    0x23: "a parameter is out of range",
+    0x24: "no camera parameters for this volume",
+    0x25: "the supported features could not be determined",
+    0x28: "too many tools are enabled, or a tool of this kind is not supported",
+    0x2A: "the device's memory is full",
+    0x2B: "that port handle is not allocated",
+    0x2C: "the tool of that port handle has been unplugged",
+    0x2D: "all port handles are in use",
+    0x2E: "incompatible firmware versions",
+    0x2F: "invalid port description",
+    0x30: "that port has a handle already",
+    0x32: "invalid operation for the device at that port handle",
+    0x33: "feature not available",
+    0x34: "no such user parameter",
+    0x35: "a value of the wrong type",
+    0x36: "a user parameter's value is out of range",
+    0x37: "a user parameter's index is out of range",
+    0x38: "a user parameter of the wrong size",
+    0x39: "permission denied",
+    0x3B: "file not found",
+    0x3C: "error writing to a file",
+    0x3D: "error reading from a file",
+    0x40: "the tool definition (.rom) is damaged or not one",
+    0x41: "the tool definition (.rom) asks for more than the device supports",
+    0x42: "the device is not present",
+    0xF1: "too much infrared light in the surroundings",
+    0xF4: "the flash memory could not be erased",
+    0xF5: "the flash memory could not be written",
+    0xF6: "the flash memory could not be read",
+}
+
+
+def error_words(number: int) -> str:
+    """Return what an error of the device means."""
+    return f"ERROR{number:02X}, {ERRORS.get(number, 'an error that is not documented')}"
