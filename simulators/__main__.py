@@ -10,9 +10,11 @@ from navsrv.kernel.errors import InputError
 
 NAMES: Final = {
     "tracker": "an optical tracker with needle and reference, as PLUS would serve it over OpenIGTLink",
+    "ndi": "an NDI tracker on a pseudo-terminal or TCP, by the Combined API",
     "carm": "a C-arm that pushes its pose and X-ray images",
     "oarm": "an O-arm that pushes its volume's pose and a volume",
     "demo": "the whole room at once",
+    "bench": "measurements of the server from outside (navsrv bench)",
 }
 HELP: Final = (
     "usage: python -m simulators NAME [options]\n\n"
