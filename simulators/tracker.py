@@ -78,12 +78,17 @@ class Tracker:
         self._first_ns: int | None = None
         self._phase = ""
 
+    @property
+    def story_s(self) -> float:
+        """How long one insertion lasts at this speed; a new one starts again from above the skin."""
+        return self.story.duration_s / self.settings.speed
+
     def command(self, order: dict[str, Any], now_ns: int) -> None:
         """Obey ``insert`` or ``hide``; InputError for anything else."""
         match order:
             case {"do": "insert"}:
-                if self._insert_ns is not None:
-                    raise InputError("the insertion has begun already; start the simulator again for another")
+                if self._insert_ns is not None and now_ns - self._insert_ns < 1e9 * self.story_s:
+                    raise InputError("an insertion is going on; the next may begin when it has ended")
                 self._insert_ns = now_ns
             case {"do": "hide", "tool": str(tool), "seconds": int() | float() as seconds} if tool in TOOLS:
                 self._hidden_until_ns[tool] = now_ns + round(seconds * 1e9)
@@ -247,7 +252,7 @@ def serve(tracker: Tracker, host: str, port: int, log: Callable[[TruthRecord], N
         loop.close()
         raise
     try:
-        emit({"ready": True, "port": server.port, "story_s": round(tracker.story.duration_s / settings.speed, 3)})
+        emit({"ready": True, "port": server.port, "story_s": round(tracker.story_s, 3)})
         loop.run()
     finally:
         server.close()

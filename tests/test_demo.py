@@ -16,7 +16,8 @@ import pytest
 from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
 from navsrv.server.fetching import ensure_case
-from simulators.demo import Room, arguments, figures, run_story, summary
+from simulators.demo import arguments, figures, run_story, summary
+from simulators.room import Room
 from tests.browser import Browser
 
 pytestmark = [pytest.mark.realtime, pytest.mark.slow, pytest.mark.timeout(600)]
