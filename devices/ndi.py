@@ -16,6 +16,7 @@ from devices.ndi_protocol import (
     Binary,
     Garbled,
     HandleReading,
+    HandleState,
     Option,
     Readings,
     ReplyFramer,
@@ -32,8 +33,10 @@ from navsrv.kernel.errors import DeviceError, RemoteProtocolError
 from navsrv.kernel.samples import PoseSample
 
 S: Final = 1_000_000_000
-QUIET_NS: Final = S // 10
-"""After garbled bytes the line must be silent so long before it is spoken to again; also the pause after COMM."""
+QUIET_NS: Final = S // 20
+"""After garbled bytes the line must be silent so long before it is spoken to again; one of them makes no pose stale."""
+SETTLE_NS: Final = S // 10
+"""After a change of the line's rate, by COMM or by a reset."""
 TIMEOUT_NS: Final = {"INIT": 4 * S, "RESET": 10 * S, "PINIT": 10 * S, "TSTART": 10 * S, "TX": S, "BX": S}
 DEFAULT_TIMEOUT_NS: Final = 3 * S
 MAX_TROUBLE: Final = 5
@@ -68,6 +71,7 @@ class NdiTracker:
         self._trouble = 0
         self._restarts = 0
         self._was_reset = False
+        self._missed = False
         self._startup = StartUp(spec, self._queue, self._effects)
         self._option = Option.TRANSFORMS | Option.MARKERS | Option.OUT_OF_VOLUME
 
@@ -200,7 +204,7 @@ class NdiTracker:
         if asked.done is None and reply.text != "OKAY":
             raise self._fault(RemoteProtocolError(f"{asked.text[:16]} was answered {reply.text[:40]!r}, expected OKAY"))
         if asked.name == "COMM":
-            self._not_before_ns = received_ns + QUIET_NS
+            self._not_before_ns = received_ns + SETTLE_NS
         if asked.done is not None:
             try:
                 asked.done(reply.text)
@@ -244,12 +248,19 @@ class NdiTracker:
             sample = self._sampler.sample(tool, reading, received_ns, wall_ns)
             if sample is not None:
                 samples.append(sample)
-        plugged = self.spec.wired and bool(decoded.system & System.PORT_OCCUPIED)
-        if plugged and self.state is State.TRACKING:
+        # The device says it once: after a reply that was lost, a tool that lacks may have been plugged in unnoticed.
+        plugged = bool(decoded.system & System.PORT_OCCUPIED) or (self._missed and self._lacks_a_plug())
+        self._missed = False
+        if plugged and self.spec.wired and self.state is State.TRACKING:
             self.counts.replugged += 1
             self._enter(State.PAUSING)
             self._not_before_ns = received_ns
         return samples
+
+    def _lacks_a_plug(self) -> bool:
+        """Say whether a wired tool is not there."""
+        wired = [self.readings.get(tool.name) for tool in self.spec.tools if tool.rom is None]
+        return any(r is None or r.state in (HandleState.DISABLED, HandleState.UNOCCUPIED) for r in wired)
 
     def _decoded(self, reply: bytes | str) -> Readings:
         try:
@@ -298,6 +309,7 @@ class NdiTracker:
 
     def _struggle(self, what: str) -> None:
         self._trouble += 1
+        self._missed = True
         if self._trouble >= MAX_TROUBLE:
             raise self._fault(RemoteProtocolError(f"{self.spec.name}: {what}, {MAX_TROUBLE} times in a row"))
 
@@ -311,7 +323,7 @@ class NdiTracker:
         self._enter(State.INITIALISING)
         if self.spec.baud is not None and self.spec.baud != 9600:
             self._effects.append(SetLine(9600))
-            self._not_before_ns = now_ns + QUIET_NS
+            self._not_before_ns = now_ns + SETTLE_NS
 
     def _restart(self, why: str) -> None:
         self.counts.restarts += 1

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.ndi import MAX_TROUBLE, QUIET_NS, NdiTracker
+from devices.ndi import MAX_TROUBLE, QUIET_NS, SETTLE_NS, NdiTracker
 from devices.ndi_errors import ERRORS
 from devices.ndi_protocol import (
     Binary,
@@ -289,7 +289,7 @@ def test_start_up_asks_in_this_order_and_sets_the_line() -> None:
     assert s.lines == [SetLine(115200)]
     # The device changes its rate after its answer: who speaks at once is not heard.
     after = s.asked.index("PHSR:00")
-    assert s.asked_at[after] - s.asked_at[after - 1] >= QUIET_NS
+    assert s.asked_at[after] - s.asked_at[after - 1] >= SETTLE_NS
 
 
 def test_a_tcp_device_is_not_asked_for_a_rate_and_leftovers_are_freed() -> None:
@@ -444,6 +444,48 @@ def test_a_counter_that_jumps_is_reported_and_its_pose_not_believed() -> None:
     assert "frame numbers left our clock at 60 Hz" in s.samples[2].reason
     assert s.counts.clock_jumps == 1
     assert True in jumped
+
+
+def test_a_jump_withholds_every_tool_of_the_reply() -> None:
+    two = (NEEDLE, NdiTool("ReferenceToTracker", NEEDLE.rom))
+    numbers, handles = iter([1000, 5, 6]), iter(["0A", "0B"])
+    listed = iter(["020A0010B001"])
+
+    def both(_: str) -> bytes:
+        number = next(numbers)
+        return bx([(0x0A, number), (0x0B, number)])
+
+    answers: dict[str, Answer] = {"PHRQ": lambda _: next(handles), "PHSR:03": "020A0110B011", "PHSR:00": "00"}
+    s = Script(NdiSpec("polaris", two), {**answers, "PHSR:02": lambda _: next(listed, "00"), "BX": both})
+    s.run(lambda s: len(s.samples) == 6)
+    assert [x.tracking is Tracking.OK for x in s.samples] == [True, True, False, False, True, True]
+    stamps = [x.pose_time_ns for x in s.samples]
+    assert stamps[0::2] == stamps[1::2]
+
+
+def test_one_garbled_reply_makes_no_pose_stale() -> None:
+    numbers = frames()
+    turns = iter([False, False, True])
+    s = session(BX=lambda text: b"\xff\r" if next(turns, False) else numbers(text))
+    s.run(lambda s: len(s.samples) == 4)
+    assert max(b.received_ns - a.received_ns for a, b in pairwise(s.samples)) < 100_000_000
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=40), st.text("0123456789ABCDEFOKYRS", max_size=12).map(replied)), max_size=8)
+)
+def test_no_bytes_break_it_but_by_the_errors_that_it_declares(pieces: list[bytes]) -> None:
+    for enough in (1, 5, 30):
+        s = session()
+        s.run(lambda s, n=enough: len(s.asked) >= n)  # type: ignore[misc]
+        try:
+            for piece in pieces:
+                s.now += 10_000_000
+                s.samples += s.tracker.feed(piece, s.now, WALL + s.now)
+                s.tracker.tick(s.now)
+        except (DeviceError, RemoteProtocolError):
+            assert s.tracker.state is State.FAILED
+            assert s.tracker.next_due_ns() is None
 
 
 def test_polls_come_at_their_rate_and_not_faster() -> None:

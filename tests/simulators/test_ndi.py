@@ -273,6 +273,37 @@ def test_driver_sees_a_wired_tool_unplugged_and_plugged_in_again(tmp_path: Path)
                 assert tracker.counts.replugged == 1
 
 
+@pytest.mark.parametrize("lose", [lambda data: b"", lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_driver_finds_a_tool_that_was_plugged_in_while_a_reply_was_lost(lose: Callable[[bytes], bytes]) -> None:
+    device = Device(WHERE, ("Needle",), wired=True)
+    tracker = NdiTracker(NdiSpec("aurora", (NdiTool("NeedleToTracker", identity="NAVSRV-NEEDLE"),)), NdiCounts())
+    now = 0
+    tracker.start(now)
+
+    def until(found: Callable[[PoseSample], bool], losing: int = 0) -> None:
+        nonlocal now
+        for _ in range(2000):
+            for effect in tracker.take_effects():
+                assert isinstance(effect, Send)
+                device.frame = now * 60 // 10**9
+                data = device.feed(effect.data)
+                losing -= 1
+                if any(map(found, tracker.feed(lose(data) if losing >= 0 else data, now, now))):
+                    return
+            now += 5_000_000
+            tracker.tick(now)
+        pytest.fail(f"not found: {tracker.state}, {tracker.counts}")
+
+    until(reported("Needle", ""))
+    device.plug("Needle", False)
+    until(reported("Needle", "unplugged"))
+    now += 10_000_000
+    tracker.tick(now)
+    device.plug("Needle", True)
+    until(reported("Needle", ""), losing=1)
+    assert tracker.counts.replugged == 1
+
+
 @pytest.mark.realtime
 def test_driver_ends_with_the_devices_own_words(tmp_path: Path) -> None:
     with running("ndi", "--port", 0, "--roms", tmp_path) as simulator:
