@@ -32,82 +32,47 @@ def _range_of(origin, slope, top, low, high):  # type: ignore[no-untyped-def]
     return max(low, first), min(high, last)
 
 
-@njit(cache=True, nogil=True, fastmath=True, inline="always")  # type: ignore[untyped-decorator,unused-ignore]
-def _four(packed):  # type: ignore[no-untyped-def]
-    """Return the four voxels of a cell: (a, b), (a, b + 1), (a + 1, b), (a + 1, b + 1)."""
-    low, high = np.int32(packed), np.int32(packed >> np.int64(32))
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _read(flat, nb, nc, k, a, b, qa, qb, places, ras, rbs, nears, fars):  # type: ignore[no-untyped-def]
+    """Read the cells that a ray meets on the planes from k on: in three loops, so that two of them run in vectors."""
+    sheet = np.int32(nb * nc)
+    row = np.int32(nc)
+    for m in range(places.shape[0]):
+        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
+        ia, ib = np.int32(fa), np.int32(fb)
+        ras[m], rbs[m] = fa - np.float32(ia), fb - np.float32(ib)
+        places[m] = np.int32(ia * sheet + ib * row + np.int32(k + m))
+    for m in range(places.shape[0]):
+        cell = flat[np.uint32(places[m])]
+        nears[m], fars[m] = np.int32(cell), np.int32(cell >> np.int64(32))
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _values(ras, rbs, nears, fars, count):  # type: ignore[no-untyped-def]
+    """Return the sum over the ``count`` planes that were read."""
+    total = np.float32(0.0)
     sixteen = np.int32(16)
-    return (
-        np.float32(np.int32(low << sixteen) >> sixteen),
-        np.float32(low >> sixteen),
-        np.float32(np.int32(high << sixteen) >> sixteen),
-        np.float32(high >> sixteen),
-    )
-
-
-@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
-def _values(flat, nb, nc, k, count, a, b, qa, qb):  # type: ignore[no-untyped-def]
-    """Return the sum over ``count`` planes from k on, where the ray enters at (a, b)."""
-    total = np.float32(0.0)
-    sheet = nb * nc
     for m in range(count):
-        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
-        ia, ib = np.int32(fa), np.int32(fb)
-        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
-        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
+        ra, rb = ras[m], rbs[m]
+        near, far = nears[m], fars[m]
+        c00, c01 = np.float32(np.int32(near << sixteen) >> sixteen), np.float32(near >> sixteen)
+        c10, c11 = np.float32(np.int32(far << sixteen) >> sixteen), np.float32(far >> sixteen)
         low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
         total += low + ra * (high - low)
     return total
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
-def _slopes(flat, nb, nc, k, count, a, b, qa, qb):  # type: ignore[no-untyped-def]
-    """Return the sums of value, slope in a, slope in b, and both slopes times the plane's number from k on."""
+def _slopes(ras, rbs, nears, fars, count):  # type: ignore[no-untyped-def]
+    """Return the sums of value, slope in a, slope in b, and both slopes times the plane's number in the run."""
     total, sa, sb = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     ta, tb = np.float32(0.0), np.float32(0.0)
-    sheet = nb * nc
+    sixteen = np.int32(16)
     for m in range(count):
-        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
-        ia, ib = np.int32(fa), np.int32(fb)
-        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
-        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
-        low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
-        ga = high - low
-        gb = (c01 - c00) + ra * ((c11 - c10) - (c01 - c00))
-        total += low + ra * ga
-        sa += ga
-        sb += gb
-        ta += np.float32(m) * ga
-        tb += np.float32(m) * gb
-    return total, sa, sb, ta, tb
-
-
-@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
-def _values8(flat, nb, nc, k, a, b, qa, qb):  # type: ignore[no-untyped-def]
-    """Return the sum over a whole block of planes from k on, where the ray enters at (a, b)."""
-    total = np.float32(0.0)
-    sheet = nb * nc
-    for m in range(BLOCK):
-        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
-        ia, ib = np.int32(fa), np.int32(fb)
-        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
-        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
-        low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
-        total += low + ra * (high - low)
-    return total
-
-
-@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
-def _slopes8(flat, nb, nc, k, a, b, qa, qb):  # type: ignore[no-untyped-def]
-    """Return the sums of value, slope in a, slope in b, and both slopes times the plane's number from k on."""
-    total, sa, sb = np.float32(0.0), np.float32(0.0), np.float32(0.0)
-    ta, tb = np.float32(0.0), np.float32(0.0)
-    sheet = nb * nc
-    for m in range(BLOCK):
-        fa, fb = a + np.float32(m) * qa, b + np.float32(m) * qb
-        ia, ib = np.int32(fa), np.int32(fb)
-        ra, rb = fa - np.float32(ia), fb - np.float32(ib)
-        c00, c01, c10, c11 = _four(flat[np.uint64(np.int32(ia * sheet + ib * nc + k + m))])
+        ra, rb = ras[m], rbs[m]
+        near, far = nears[m], fars[m]
+        c00, c01 = np.float32(np.int32(near << sixteen) >> sixteen), np.float32(near >> sixteen)
+        c10, c11 = np.float32(np.int32(far << sixteen) >> sixteen), np.float32(far >> sixteen)
         low, high = c00 + rb * (c01 - c00), c10 + rb * (c11 - c10)
         ga = high - low
         gb = (c01 - c00) + ra * ((c11 - c10) - (c01 - c00))
@@ -130,6 +95,9 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
     """
     na, nb, nc = volume.shape
     flat = volume.reshape(-1)
+    places = np.empty(nc, dtype=np.int32)
+    ras, rbs = np.empty(nc, dtype=np.float32), np.empty(nc, dtype=np.float32)
+    nears, fars = np.empty(nc, dtype=np.int32), np.empty(nc, dtype=np.int32)
     sa, sb, sc = view[0, 0], view[0, 1], view[0, 2]
     for row in range(window[2], window[3]):
         for column in range(window[0], window[1]):
@@ -143,31 +111,39 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
             if high < low:
                 continue
             first, last = int(np.ceil(low)), int(np.floor(high))
+            if last < first:  # it passes between two planes
+                continue
             total, ga, gb, ha, hb = 0.0, 0.0, 0.0, 0.0, 0.0
-            fqa, fqb = np.float32(qa), np.float32(qb)
-            for block in range(first // BLOCK, last // BLOCK + 1):
-                start, end = max(block * BLOCK, first), min(block * BLOCK + BLOCK, last + 1)
-                if end <= start:
-                    continue
-                middle = 0.5 * (start + end - 1)
-                ja, jb = int(a0 + middle * qa), int(b0 + middle * qb)
-                if near[ja, jb, block] == 0:
-                    continue
-                a, b = np.float32(a0 + start * qa), np.float32(b0 + start * qb)
+            block, end = first // BLOCK, last // BLOCK + 1
+            while block < end:
+                # A run of blocks in which something is near.
+                begin = -1
+                while block < end:
+                    start, stop = max(block * BLOCK, first), min(block * BLOCK + BLOCK, last + 1)
+                    middle = 0.5 * (start + stop - 1)
+                    hit = near[int(a0 + middle * qa), int(b0 + middle * qb), block] != 0
+                    block += 1
+                    if hit and begin < 0:
+                        begin = start
+                    if not hit:
+                        if begin >= 0:
+                            stop = start
+                            break
+                        continue
+                if begin < 0:
+                    break
+                a, b = np.float32(a0 + begin * qa), np.float32(b0 + begin * qb)
+                count = stop - begin
+                _read(flat, nb, nc, begin, a, b, np.float32(qa), np.float32(qb), places[:count], ras, rbs, nears, fars)
                 if derivatives:
-                    if end - start == BLOCK:
-                        v, x, y, tx, ty = _slopes8(flat, nb, nc, start, a, b, fqa, fqb)
-                    else:
-                        v, x, y, tx, ty = _slopes(flat, nb, nc, start, end - start, a, b, fqa, fqb)
+                    v, x, y, tx, ty = _slopes(ras, rbs, nears, fars, count)
                     ga += x
                     gb += y
-                    ha += tx + start * x
-                    hb += ty + start * y
-                elif end - start == BLOCK:
-                    v = _values8(flat, nb, nc, start, a, b, fqa, fqb)
+                    ha += tx + begin * x
+                    hb += ty + begin * y
+                    total += v
                 else:
-                    v = _values(flat, nb, nc, start, end - start, a, b, fqa, fqb)
-                total += v
+                    total += _values(ras, rbs, nears, fars, count)
             if total == 0.0 and ga == 0.0 and gb == 0.0:
                 continue
             mx = view[4, 0] * column + view[5, 0] * row + view[6, 0]
