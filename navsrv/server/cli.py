@@ -21,14 +21,16 @@ COMMANDS: Final = {
     "check": "every fault of a configuration at once",
     "case": "build, show, export or fetch a case",
     "register": "register landmarks or a volume, offline on files",
+    "calibrate": "calibrate from recorded poses, offline on files",
     "replay": "a recording's input through the same code",
     "simulate": "stand-alone simulators for any client",
+    "bench": "what the server costs, with a peer and a floor beside it",
     "doctor": "what this machine can do",
 }
 """Each lives in ``navsrv.server.commands.<name>`` with ``add_parser(subparsers)`` (but for those passed on) and
 ``run(args) -> int``."""
 
-PASSED_ON: Final = ("demo", "simulate")
+PASSED_ON: Final = ("demo", "simulate", "bench")
 """Their arguments belong to ``python -m simulators``, a program of its own."""
 
 BAD_INPUT: Final = 2

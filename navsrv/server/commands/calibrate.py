@@ -1,0 +1,193 @@
+"""``navsrv calibrate``: tips, shafts, clocks and joined bodies from recorded poses, offline on files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from navsrv.kernel.errors import InputError
+from navsrv.kernel.frames import Frame
+from navsrv.kernel.registration import Verdict
+from navsrv.server.commands.register import REFUSED
+
+if TYPE_CHECKING:
+    from navsrv.server.recordings_io import PoseTrack
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``calibrate`` with its kinds."""
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="calibrate from recorded poses, offline on files",
+        epilog="example: navsrv calibrate pivot stylus.csv --json",
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    pivot = kinds.add_parser(
+        "pivot",
+        help="a tool's tip: poses while the tip stood still",
+        epilog="example: navsrv calibrate pivot plus.igs.mha --transform StylusToReference --between 35 41",
+    )
+    _add_file(pivot)
+    pivot.add_argument("--method", choices=["algebraic", "ransac", "sphere"], default="algebraic")
+    spin = kinds.add_parser(
+        "spin",
+        help="a tool's shaft: poses while it was turned about the shaft",
+        epilog="example: navsrv calibrate spin turned.csv --tip -14.5 394.6 -7.4",
+    )
+    _add_file(spin)
+    spin.add_argument("--tip", type=float, nargs=3, metavar=("X", "Y", "Z"), help="from the pivot, mm in the tool")
+    temporal = kinds.add_parser(
+        "temporal",
+        help="offset and drift between two streams of one motion",
+        epilog="example: navsrv calibrate temporal optical.csv magnetic.csv --max-offset 0.5",
+    )
+    _add_files(temporal, "A", "B")
+    temporal.add_argument("--max-offset", type=float, default=1.0, metavar="S", help="searched to either side")
+    hand_eye = kinds.add_parser(
+        "hand-eye",
+        help="two joined bodies, each seen by its own source, rows of equal stamps",
+        epilog="example: navsrv calibrate hand-eye base_from_hand.csv eye_from_world.csv",
+    )
+    _add_files(hand_eye, "HAND", "EYE")
+    hand_eye.add_argument(
+        "--robot-world", action="store_true", help="start from the poses (AX = ZB), not their motions"
+    )
+
+
+def _add_file(parser: Any) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="poses: .csv, .igs.mha or a recording (.mcap)")
+    parser.add_argument("--transform", metavar="NAME", help="which, as AToB; B may be a second tool of the file")
+    parser.add_argument("--between", type=float, nargs=2, metavar=("START", "END"), help="seconds since the first pose")
+    parser.add_argument("--json", action="store_true")
+
+
+def _add_files(parser: Any, first: str, second: str) -> None:
+    parser.add_argument("file", type=Path, metavar=f"{first}.FILE", help="poses: .csv, .igs.mha or .mcap")
+    parser.add_argument("other", type=Path, metavar=f"{second}.FILE", help="may be the same file")
+    parser.add_argument("--transform", metavar="NAME", help=f"of {first}, as AToB")
+    parser.add_argument("--other-transform", metavar="NAME", help=f"of {second}, as AToB")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate and print; exit 1 when the verdict is refuse."""
+    kinds = {"pivot": _pivot, "spin": _spin, "temporal": _temporal, "hand-eye": _hand_eye}
+    record, result = kinds[args.kind](args)
+    record = {
+        "kind": args.kind,
+        **record,
+        "verdict": result.verdict.value,
+        "reason": result.reason,
+        "details": {name: float(value) if math.isfinite(value) else None for name, value in result.details},
+    }
+    print(json.dumps(record) if args.json else as_text(record))
+    return REFUSED if result.verdict is Verdict.REFUSE else 0
+
+
+def _pivot(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.pivot import PivotMethod, solve_pivot
+
+    result = solve_pivot(_track(args).poses, method=PivotMethod(args.method))
+    return {
+        "method": result.method.value,
+        "tip_tool_mm": result.tip_tool_mm.tolist(),
+        "tip_sigma_mm": result.tip_sigma_mm,
+        "covariance_mm2": result.covariance_mm2.tolist(),
+        "pivot_tracker_mm": result.pivot_tracker_mm.tolist(),
+        "residual_mm": result.residual_mm,
+    }, result
+
+
+def _spin(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.spin import solve_spin
+
+    result = solve_spin(_track(args).poses, tip_tool_mm=args.tip)
+    return {
+        "axis_tool": result.axis_tool.tolist(),
+        "axis_sigma_deg": math.degrees(result.axis_sigma_rad),
+        "covariance_rad2": result.covariance_rad2.tolist(),
+        "wobble_deg": math.degrees(result.wobble_rad),
+    }, result
+
+
+def _temporal(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.temporal import solve_temporal
+
+    a, b = _tracks(args)
+    result = solve_temporal(a.times_ns, a.poses, b.times_ns, b.poses, max_offset_s=args.max_offset)
+    return {
+        "offset_ms": result.offset_ns / 1e6,
+        "offset_sigma_ms": result.offset_sigma_ns / 1e6,
+        "drift_ppm": 1e6 * result.drift,
+        "drift_sigma_ppm": 1e6 * result.drift_sigma,
+        "at_ns": result.at_ns,
+    }, result
+
+
+def _hand_eye(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.hand_eye import Start, solve_hand_eye
+    from navsrv.server.recordings_io import paired
+
+    hand, eye = _tracks(args)
+    times, hands, eyes = paired(hand, eye)
+    if not len(times):
+        raise InputError(f"{args.file} and {args.other} share no stamp; rows of one instant need equal stamps")
+    result = solve_hand_eye(
+        hands,
+        eyes,
+        base=Frame("base"),
+        hand=Frame("hand"),
+        eye=Frame("eye"),
+        world=Frame("world"),
+        start=Start.ROBOT_WORLD if args.robot_world else Start.HAND_EYE,
+    )
+    record: dict[str, Any] = {"residual_mm": result.residual_mm, "residual_deg": math.degrees(result.residual_rad)}
+    for transform in (result.hand_from_eye, result.base_from_world):
+        name = f"T_{transform.to}_from_{transform.frm}"
+        record[name] = transform.matrix.tolist()
+        record[f"{name}_covariance"] = None if transform.covariance is None else transform.covariance.tolist()
+    return record, result
+
+
+def _track(args: argparse.Namespace) -> PoseTrack:
+    """Return the track of a command of one file."""
+    from navsrv.server.recordings_io import read_track
+
+    track = read_track(args.file, args.transform)
+    if args.between is None:
+        return track
+    part = track.between(*args.between)
+    if not len(part.times_ns):
+        last_s = (int(track.times_ns[-1]) - int(track.times_ns[0])) / 1e9
+        raise InputError(
+            f"{args.file}: no pose between {args.between[0]:g} and {args.between[1]:g} s of {last_s:.1f} s"
+        )
+    return part
+
+
+def _tracks(args: argparse.Namespace) -> tuple[PoseTrack, PoseTrack]:
+    """Return both tracks of a command of two files."""
+    from navsrv.server.recordings_io import read_track
+
+    return read_track(args.file, args.transform), read_track(args.other, args.other_transform)
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """Return a record for a person: the verdict first, then each figure on a line, covariances left to the JSON."""
+    lines = [f"{record['verdict']}: {record['reason']}"]
+    for name, value in record.items():
+        if name in ("kind", "verdict", "reason", "details") or "covariance" in name:
+            continue
+        if name.startswith("T_"):
+            lines += [f"{name}:", *("  " + " ".join(f"{number:12.6f}" for number in row) for row in value)]
+        elif isinstance(value, list):
+            lines.append(f"{name} " + " ".join(f"{number:.4f}" for number in np.asarray(value)))
+        else:
+            lines.append(f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}")
+    lines += [f"  {name} {value:.4g}" for name, value in record["details"].items() if value is not None]
+    return "\n".join(lines)
