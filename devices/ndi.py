@@ -274,7 +274,6 @@ class NdiTracker:
 
     def _garbled(self, why: str, now_ns: int) -> None:
         self.counts.garbled += 1
-        self._framer.clear()
         if self._asked is None:
             return
         if self._asked.name not in REPEATABLE:

@@ -13,7 +13,7 @@ from typing import Final
 
 from devices.ndi_protocol import BAUD_CODES, HandleReading, HandleState, Port
 from devices.ndi_rom import RomFile
-from devices.openigtlink import CLOCK_JUMP_NS, parse_transform_name
+from devices.openigtlink import CLOCK_JUMP_NS, MAX_TRANSLATION_MM, parse_transform_name
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Frame, Rigid, rotation_from_quaternion_wxyz
 from navsrv.kernel.samples import PoseSample, Tracking
@@ -239,7 +239,7 @@ def _pose(tool: NdiTool, reading: HandleReading) -> tuple[Rigid | None, str]:
     length = math.hypot(*reading.q_wxyz)
     if not abs(length - 1.0) <= QUATERNION_SLACK:
         return None, f"its quaternion has length {length:.3f}"
-    if not all(map(math.isfinite, reading.translation_mm)):
-        return None, "its position is not a number"
+    if not math.hypot(*reading.translation_mm) <= MAX_TRANSLATION_MM:
+        return None, f"not within {MAX_TRANSLATION_MM / 1e3:.0f} m of the tracker"
     to, frm = tool.frames
     return Rigid(to, frm, rotation_from_quaternion_wxyz(reading.q_wxyz), reading.translation_mm), ""  # type: ignore[arg-type]

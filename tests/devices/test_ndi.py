@@ -334,6 +334,15 @@ def test_what_is_no_quaternion_is_no_pose(length: float) -> None:
     assert s.counts.not_rigid == 1
 
 
+@pytest.mark.parametrize("x", [math.inf, math.nan, 2e5])
+def test_a_position_that_is_none_is_no_pose(x: float) -> None:
+    body = b"\1" + struct.pack("<BB8fII", 0x0A, 1, 1, 0, 0, 0, x, 2, 3, 0.1, 0x31, 7) + bytes(11) + b"\0\0"
+    s = session(BX=binary(body))
+    s.run(lambda s: bool(s.samples))
+    assert s.samples[0].pose is None
+    assert "not within 100 m" in s.samples[0].reason
+
+
 def reading(
     state: HandleState = HandleState.VALID, port: int = 0x31, error: float = 0.1, info: int = 0
 ) -> HandleReading:
@@ -567,8 +576,14 @@ def test_a_command_that_was_garbled_on_its_way_is_sent_again() -> None:
 def test_a_device_that_was_switched_off_and_on_is_started_again() -> None:
     s = session(NdiSpec("polaris", (NEEDLE,), baud=115200), **{"PHSR:02": lambda _: "010A001"})
     s.run(lambda s: len(s.samples) == 3)
+    s.answers["BX"] = frames(1)
     s.tracker.feed(b"RESETBE6F\r", s.now, WALL + s.now)
+    reset = s.now
     s.run(lambda s: len(s.samples) == 5)
+    assert s.asked_at[len(s.asked) - 1 - s.asked[::-1].index("INIT:")] >= reset + SETTLE_NS
+    # Its frames begin anew, which is no jump of a clock that ran on.
+    assert s.counts.clock_jumps == 0
+    assert all(x.tracking is Tracking.OK for x in s.samples)
     assert s.asked.count("INIT:") == s.asked.count("COMM:50000") == 2
     assert s.lines == [SetLine(115200), SetLine(9600), SetLine(115200)]
     assert s.counts.restarts == 1
@@ -580,6 +595,90 @@ def test_a_device_that_has_left_tracking_is_started_again_but_not_for_ever(error
     with pytest.raises(DeviceError, match=f"{error}.*6 times without a pose between"):
         s.run(lambda s: False)
     assert s.asked.count("TSTART:") == 6
+
+
+def test_a_device_that_tracks_between_its_restarts_is_not_given_up() -> None:
+    numbers = frames()
+    turns = iter([True, False] * 10)
+    s = session(BX=lambda text: numbers(text) if next(turns) else "ERROR0C", **{"PHSR:02": lambda _: "010A001"})
+    s.run(lambda s: len(s.samples) == 10, limit=2000)
+    assert s.counts.restarts == 9
+
+
+def test_stop_while_tracking_is_being_started_stops_it() -> None:
+    s = session()
+    s.run(lambda s: s.asked[-1:] == ["TSTART:"])
+    s.tracker.stop(s.now)
+    s.tracker.feed(replied("OKAY"), s.now, WALL)
+    s.run(lambda s: s.tracker.state is State.STOPPED)
+    assert s.asked[-1] == "TSTOP:"
+
+
+def test_stop_does_not_ask_again_for_a_pose_that_never_came() -> None:
+    silent = [False]
+    numbers = frames()
+    s = session(BX=lambda text: None if silent[0] else numbers(text))
+    s.run(lambda s: len(s.samples) == 2)
+    silent[0] = True
+    asked = len(s.asked)
+    s.run(lambda s: len(s.asked) == asked + 1)
+    s.tracker.stop(s.now)
+    s.run(lambda s: s.tracker.state is State.STOPPED)
+    assert s.asked[asked:] == ["BX:0803", "TSTOP:"]
+
+
+def test_a_late_answer_is_not_taken_for_the_resets() -> None:
+    s = session(NdiSpec("polaris", (NEEDLE,), baud=9600), INIT=lambda _: None, **{"<Break>": replied("OKAY")})
+    s.run(lambda s: s.lines == [Break()])
+    s.tracker.feed(replied("OKAY"), s.now, WALL)
+    assert s.tracker.state is State.RESETTING
+    s.answers["INIT"] = "OKAY"
+    s.tracker.feed(b"RESETBE6F\r", s.now, WALL)
+    s.run(lambda s: bool(s.samples))
+    assert s.counts.unasked >= 1
+
+
+INFO = "02000000NDI         0013A00000131{:20}"
+
+
+def replugged(parts: list[str]) -> Script:
+    """Return a session in which 0A is unplugged after a pose and another tool comes as 0A, by these part numbers."""
+    system, part, number = iter([0, 0x40]), iter(parts), [0]
+    gone, new, ready = iter(["00", "010A000"]), iter(["010A001", "00", "010A001"]), iter(["010A011", "010A011"])
+
+    def answer(_: str) -> bytes:
+        number[0] += 1
+        return bx([(0x0A, number[0])], system=next(system, 0))
+
+    answers: dict[str, Answer] = {
+        "PHSR:01": lambda _: next(gone, "00"),
+        "PHSR:02": lambda _: next(new, "00"),
+        "PHSR:03": lambda _: next(ready, "00"),
+        "PHINF": lambda _: INFO.format(next(part)),
+        "BX": answer,
+    }
+    return Script(NdiSpec("aurora", (NdiTool("NeedleToTracker", identity="NB-77"),)), answers)
+
+
+def test_a_handle_that_was_freed_is_prepared_again() -> None:
+    s = replugged(["NB-77", "NB-77"])
+    s.run(lambda s: len(s.samples) == 4)
+    assert s.asked.count("PINIT:0A") == s.asked.count("PENA:0AD") == 2
+    assert s.asked.count("INIT:") == 1
+    assert s.counts.replugged == 1
+
+
+def test_a_handle_that_was_freed_is_another_tools() -> None:
+    s = replugged(["NB-77", "OTHER"])
+    s.run(lambda s: s.counts.unknown_handles == 3)
+    assert len(s.samples) == 2
+    assert "OTHER" in s.tracker.left_out[0x0A]
+
+
+def test_a_handle_that_was_left_out_may_become_the_tool() -> None:
+    s = replugged(["OTHER", "NB-77"])
+    s.run(lambda s: len(s.samples) == 2)
+    assert s.tracker.left_out == {}
 
 
 def test_stop_waits_for_the_answer_and_says_tstop() -> None:
