@@ -7,6 +7,8 @@ the loop.  Refuses to guess: an image without a pose near its stamp is reported,
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,10 +21,13 @@ from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import Array, rotation_defect
 from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
 from navsrv.server.config import Config, ImagingConfig
-from navsrv.wire.openigtlink import Framer, Image, Message, Status, Transform, encode
+from navsrv.server.half_open import notice_half_open
+from navsrv.wire.openigtlink import Framer, Image, Message, QTData, Status, TData, Transform, encode
 
 MAX_IMAGE_BYTES = 1 << 28
 POSE_NEAR_NS = 500_000_000
+SILENT_S = 0.25
+"""Silence after which a device is asked, once, whether it is still there."""
 _READ = 1 << 18
 
 
@@ -51,6 +56,15 @@ class _PoseHistory:
         return (off, matrix) if off <= POSE_NEAR_NS else None
 
 
+@dataclass(slots=True, eq=False)
+class _Device:
+    """One connection: the sources it spoke for, and the poses of the read that is being worked through, by source."""
+
+    writer: asyncio.StreamWriter
+    linked: set[str] = field(default_factory=set)
+    pushed: dict[str, list[bytes]] = field(default_factory=dict)
+
+
 class DeviceListener:
     """The devices port.  Calls back with exposures, with pushed tracker bytes, and with what went wrong."""
 
@@ -64,6 +78,7 @@ class DeviceListener:
     ) -> None:
         self._imaging = config.imaging
         self._pushed = [name for name, t in config.trackers.items() if t.connect == "listener"]
+        self._source_of = _sources_by_name(config, self._pushed)
         self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
         self._poses: dict[str, _PoseHistory] = {}
         self._writers: set[asyncio.StreamWriter] = set()
@@ -88,29 +103,37 @@ class DeviceListener:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = "{}:{}".format(*writer.get_extra_info("peername")[:2])
         framer = Framer(max_body_bytes=MAX_IMAGE_BYTES)
-        linked: set[str] = set()
+        device = _Device(writer)
         self._writers.add(writer)
         why = "the device closed the connection"
         try:
+            sock: socket.socket = writer.get_extra_info("socket")
+            notice_half_open(sock)
             writer.write(encode_hello())
-            while data := await reader.read(_READ):
+            while data := await _read(reader, writer):
                 received_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+                # Poses of one read stay together: needle and reference of one stamp have to meet as a pair.
+                device.pushed.clear()
                 for message in framer.feed(data):
-                    self._message(message, received_ns, wall_ns, linked)
-                for source in linked:
-                    self._writer_of[source] = writer
+                    self._message(message, received_ns, wall_ns, device)
+                for source, messages in device.pushed.items():
+                    self._on_bytes(source, received_ns, wall_ns, b"".join(messages))
         except RemoteProtocolError as fault:
             why = f"protocol: {fault}"
             self._on_note("device_refused", f"device at {peer}: {fault}; its connection was ended")
-        except ConnectionError as error:
-            why = str(error)
+        except OSError as error:
+            why = error.strerror or str(error)
+            self._on_note("device_lost", f"device at {peer}: {why}")
         finally:
-            for source in linked:
-                self._on_link(source, why)
+            for source in device.linked:
+                # A source that another connection has taken over since is not down.
+                if self._writer_of.get(source) in (None, writer):
+                    self._writer_of.pop(source, None)
+                    self._on_link(source, why)
             self._writers.discard(writer)
             writer.close()
 
-    def _message(self, message: Message, received_ns: int, wall_ns: int, linked: set[str]) -> None:
+    def _message(self, message: Message, received_ns: int, wall_ns: int, device: _Device) -> None:
         for source, imaging in self._imaging.items():
             if message.device in (imaging.pose, imaging.detector) and isinstance(message.body, Transform):
                 self._pose(message, wall_ns, imaging.trusted)
@@ -119,11 +142,34 @@ class DeviceListener:
                 self._image(source, imaging, message, received_ns, wall_ns)
                 return
         if self._pushed and not isinstance(message.body, (Image, Status)):
-            source = self._pushed[0]
-            if source not in linked:
-                linked.add(source)
+            source = self._source(message)
+            if self._writer_of.get(source) is not device.writer:
+                if source in device.linked:
+                    return  # what was on its way when another connection took the source over
+                self._take_over(source, device.writer)
+                device.linked.add(source)
                 self._on_link(source, None)
-            self._on_bytes(source, received_ns, wall_ns, encode(message))
+            device.pushed.setdefault(source, []).append(encode(message))
+
+    def _source(self, message: Message) -> str:
+        """Return the pushed source that a message belongs to: by its names, else the first."""
+        names = [message.device]
+        if isinstance(message.body, (TData, QTData)):
+            names += [element.name for element in message.body.elements]
+        return next((self._source_of[name] for name in names if name in self._source_of), self._pushed[0])
+
+    def _take_over(self, source: str, writer: asyncio.StreamWriter) -> None:
+        """Give a source to the connection that speaks for it now; two at once would mix two devices' poses.
+
+        The newer wins: it is most often the same device back, whose old connection ended without a word.
+        """
+        older = self._writer_of.get(source)
+        self._writer_of[source] = writer
+        if older is not None:
+            text = f"trackers.{source}: another connection sends its poses; the older one was ended"
+            self._on_note("device_replaced", text)
+            self._on_link(source, "another connection sends its poses now")
+            older.close()
 
     def _pose(self, message: Message, wall_ns: int, trusted: bool) -> None:
         assert isinstance(message.body, Transform)
@@ -160,3 +206,18 @@ class DeviceListener:
         else:
             image = ProjectionSample(imaging.image, voxels[0], np.array(matrix), stamp, received_ns)
         self._on_exposure(Exposure(source, imaging, image, near[1], detector, near[0] / 1e6))
+
+
+def _sources_by_name(config: Config, pushed: list[str]) -> dict[str, str]:
+    """Return the pushed source of each device name that the configuration knows."""
+    known = {tool.transform: tool.tracker for tool in config.tools.values() if tool.tracker in pushed}
+    return known | {name: source for source in pushed for name in config.trackers[source].names}
+
+
+async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Return what came; empty at the end.  A silent device is asked once, and may be silent if its system answers."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SILENT_S):
+            return await reader.read(_READ)
+    writer.write(encode_hello())
+    return await reader.read(_READ)

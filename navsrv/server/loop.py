@@ -93,7 +93,9 @@ class Loop:
             if now_ns >= self.pipeline.next_due_ns():
                 self._handle(Tick(now_ns))
             for client in self.clients:
-                if client.socket is None and now_ns >= client.retry_ns:
+                if client.socket is not None:
+                    client.ask(now_ns)
+                elif now_ns >= client.retry_ns:
                     self._begin(client)
         self.records.close()
         self.publisher.close()
@@ -130,6 +132,7 @@ class Loop:
         if not data:
             self._lose(client, "the device closed the connection")
             return
+        client.heard_ns = received_ns
         self._handle(BytesIn(client.name, received_ns, wall_ns, data))
 
     def _lose(self, client: TrackerClient, reason: str) -> None:
