@@ -140,6 +140,9 @@ STATIC = recording(
     np.random.default_rng(2).normal(0, 0.3, (200, 3)),
 )
 LONE = np.concatenate([STATIC, recording(rotations(60))[[10, 30]]])
+FEW_TILTS = recording(
+    Rotation.from_rotvec([*(0.001 * np.random.default_rng(6).normal(size=(12, 3))), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)])
+)
 REPEATED = np.repeat(recording(rotations(20)), 5, axis=0)
 
 
@@ -149,6 +152,7 @@ REPEATED = np.repeat(recording(rotations(20)), 5, axis=0)
         (STATIC, r"spread 0\.\d+ deg .* at least 4 deg"),
         (recording(one_axis(100), np.random.default_rng(3).normal(0, 0.3, (100, 3))), r"spread 0\.\d+ deg"),
         (LONE, r"spread \d\.\d+ deg"),
+        (FEW_TILTS, r"without 1 of its 14 poses the rotations spread [0-3]\.\d+ deg"),
         (recording(rotations(8)), "8 poses, at least 12"),
         (with_row(6, np.nan), "pose 7 holds a number that is not finite"),
         (with_row(6, np.diag([1.0, 1.1, 1.0, 1.0])), r"pose 7 is not rigid: determinant 1\.100"),

@@ -165,6 +165,22 @@ def test_motion_that_says_nothing_of_time_is_refused(streams: object, complaint:
         solve_temporal(*streams(np.random.default_rng(15)))
 
 
+def test_slow_curves_that_only_resemble_each_other_are_never_accepted() -> None:
+    """Six random walks explain a seventh to 99 %; the stated error must say that it means nothing."""
+    rng = np.random.default_rng(17)
+    times, judged = ns(np.arange(600) / 60.0), 0
+    for _ in range(20):
+        walks = rng.normal(size=(600, 7)).cumsum(axis=0).cumsum(axis=0)
+        try:
+            result = solve_temporal(times, walks[:, :6], times, walks[:, 6])
+        except CalibrationError:
+            continue
+        judged += 1
+        assert result.verdict is not Verdict.ACCEPT
+        assert result.offset_sigma_ns > 5e6
+    assert judged > 2
+
+
 def test_rows_that_are_wrong_are_refused_with_their_number() -> None:
     times_a, a, times_b, b = joined(np.random.default_rng(16), 0.0)
     back = times_b.copy()
