@@ -88,13 +88,14 @@ def _slopes(ras, rbs, nears, fars, count):  # type: ignore[no-untyped-def]
 def render_view(volume, near, scale, view, window, derivatives, out):  # type: ignore[no-untyped-def]
     """Render one view into ``out`` (1 or 7, rows, columns): the integral, then its derivatives by (w, t).
 
-    ``volume`` (na, nb, nc) int64, four voxels each, in units of ``scale``; ``near`` (na, nb, blocks) uint8: 0 where no
-    ray that passes the middle of a block meets anything in it.  ``view`` (24, 3), all in indices (a, b, c): row 0 the
-    source, 1-3 the direction as columns of (column, row, 1), 4-6 the same in mm, 7-15 the direction's change by
-    rotation about x, y, z, 16-21 the source's change by all six.  ``window``: first and end column, first and end row.
+    ``volume`` (na, nb, nc) int64, four voxels each, in units of ``scale``.  ``near`` (na, nb, blocks) uint8: 0 where no
+    ray that passes the middle of a block meets anything in it; without entries, nothing is skipped.  ``view`` (24, 3),
+    all in indices (a, b, c): row 0 the source, 1-3 the direction as columns of (column, row, 1), 4-6 the same in mm,
+    7-15 the direction's change by rotation about x, y, z, 16-21 the source's change by all six.  ``window``: first and
+    end column, first and end row.
     """
     na, nb, nc = volume.shape
-    flat = volume.reshape(-1)
+    flat, whole = volume.reshape(-1), near.size == 0
     places = np.empty(nc, dtype=np.int32)
     ras, rbs = np.empty(nc, dtype=np.float32), np.empty(nc, dtype=np.float32)
     nears, fars = np.empty(nc, dtype=np.int32), np.empty(nc, dtype=np.int32)
@@ -118,6 +119,8 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
             while block < end:
                 # A run of blocks in which something is near.
                 begin = -1
+                if whole:
+                    begin, stop, block = first, last + 1, end
                 while block < end:
                     start, stop = max(block * BLOCK, first), min(block * BLOCK + BLOCK, last + 1)
                     middle = 0.5 * (start + stop - 1)

@@ -33,6 +33,7 @@ SOFT_TISSUE_HU: Final = 60.0
 """What surrounds bone: only what bone adds to it has edges that belong to bone."""
 _NOTHING: Final = np.zeros((1, 1, 1), dtype=np.int64)
 _NOWHERE: Final = np.zeros((1, 1, 1), dtype=np.uint8)
+_EVERYWHERE: Final = np.zeros((0, 0, 0), dtype=np.uint8)
 
 
 class DrrVolume:
@@ -100,18 +101,17 @@ class DrrVolume:
         level = int(np.searchsorted(SLOPES, steepest))
         if level == len(SLOPES):
             raise RegistrationError(f"rays move {steepest:.1f} voxels aside per plane: the cone is too wide")
+        if not self._skip_empty:
+            return _EVERYWHERE
         key = (axis, level)
         if key not in self._near:
             laid = self.laid_along(axis)
             blocks = -(-laid.shape[2] // BLOCK)
-            if self._skip_empty:
-                filled: NDArray[np.bool_] = np.pad(laid != 0, ((0, 0), (0, 0), (0, blocks * BLOCK - laid.shape[2])))
-                some = filled.reshape(*laid.shape[:2], blocks, BLOCK).max(axis=3)
-                # Half a block's drift aside, and one voxel of rounding down; the cells know their neighbours.
-                reach = 2 * int(np.ceil(0.5 * (BLOCK - 1) * SLOPES[level])) + 1
-                self._near[key] = ndimage.maximum_filter(some.astype(np.uint8), (reach, reach, 1))
-            else:
-                self._near[key] = np.ones((*laid.shape[:2], blocks), dtype=np.uint8)
+            filled: NDArray[np.bool_] = np.pad(laid != 0, ((0, 0), (0, 0), (0, blocks * BLOCK - laid.shape[2])))
+            some = filled.reshape(*laid.shape[:2], blocks, BLOCK).max(axis=3)
+            # Half a block's drift aside, and one voxel of rounding down; the cells know their neighbours.
+            reach = 2 * int(np.ceil(0.5 * (BLOCK - 1) * SLOPES[level])) + 1
+            self._near[key] = ndimage.maximum_filter(some.astype(np.uint8), (reach, reach, 1))
         return self._near[key]
 
     def placed(self, view: ProjectionModel, centre_ct_mm: Array) -> tuple[int, float, Array, NDArray[np.int64]]:
