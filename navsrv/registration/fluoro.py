@@ -86,6 +86,11 @@ class FluoroSearch:
     shift_mm: float = 30.0
 
 
+WIDEN_BELOW: Final = 0.4
+"""A leader with a lower score, at the search's resolution, is worth a second and wider search."""
+WIDER: Final = FluoroSearch(rotation_deg=36.0, shift_mm=40.0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedBone:
     """A bone (or bones that move together) made ready once per case.
@@ -151,6 +156,8 @@ def register_fluoro(
         A rough pose, CT from the views' frame, within what ``search`` covers.
     target_ct_mm : (3,) or None
         Where the error matters; None takes the middle of the bone.
+    search : FluoroSearch or None
+        None: as far as ``FluoroSearch()`` covers, and again as far as ``WIDER`` if nothing convincing lies there.
 
     Raises
     ------
@@ -165,8 +172,10 @@ def register_fluoro(
     _check_angle(views)
     coarse = Level(bone.coarse, [FixedView.of(v, SEARCH_PX) for v in views], SEARCH_TILE_PX)
     fine = Level(bone.fine, [FixedView.of(v, FINE_PX) for v in views], FINE_TILE_PX)
-    starts = _search(coarse, initial.matrix, search or FluoroSearch())
-    places = _places(bone, coarse, starts)
+    places = _places(bone, coarse, _search(coarse, initial.matrix, search or FluoroSearch()))
+    if search is None and places[0].score < WIDEN_BELOW:
+        wider = _places(bone, coarse, _search(coarse, initial.matrix, WIDER))
+        places = max(places, wider, key=lambda found: found[0].score)
     final = fine.refine(places[0].pose)
     for near in (p for p in places[1:] if p.score > CONTENDER * places[0].score):
         contender = fine.refine(near.pose)
