@@ -79,14 +79,21 @@ def polished_rotation(rotation: Array) -> Array:
     """Return the rotation nearest to an almost orthonormal (3, 3), by two Newton-Schulz steps (Higham 1986).
 
     Each step squares the error: a defect of ``RIGIDITY_TOLERANCE`` leaves less than 1e-10, float32 rounding leaves
-    nothing.  A tenth of the cost of an SVD.
+    nothing, after the first step already.  A tenth of the cost of an SVD.
     """
-    once = rotation @ (1.5 * _EYE - 0.5 * (rotation.T @ rotation))
-    result: Array = once @ (1.5 * _EYE - 0.5 * (once.T @ once))
+    return _polished(_polished(rotation))
+
+
+def _polished(rotation: Array) -> Array:
+    """Return one Newton-Schulz step."""
+    result: Array = rotation @ (_EYE_AND_HALF - 0.5 * (rotation.T @ rotation))
     return result
 
 
-_EYE: Final = np.eye(3)
+_EYE_AND_HALF: Final = 1.5 * np.eye(3)
+_ROUNDING: Final = 1e-6
+"""A defect that one step leaves below the rounding of float64."""
+_LAST_ROW: Final = [0.0, 0.0, 0.0, 1.0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,12 +139,34 @@ class Rigid:
     def from_matrix(cls, to: Frame, frm: Frame, matrix: ArrayLike, covariance: Array | None = None) -> Rigid:
         """Return the transform of a (4, 4) homogeneous matrix; rounding of the rotation is removed."""
         m = np.asarray(matrix, dtype=np.float64)
-        if m.shape != (4, 4) or m[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
+        if m.shape != (4, 4) or m[3].tolist() != _LAST_ROW:
             raise ValueError(f"not a homogeneous 4x4 matrix for {to} from {frm}")
         rotation = m[:3, :3]
+        defect = rotation_defect(rotation)
         # What is too far from a rotation goes on as it is, to be refused with its true defect.
-        near = rotation_defect(rotation) <= RIGIDITY_TOLERANCE
-        return cls(to, frm, polished_rotation(rotation) if near else rotation, m[:3, 3], covariance)
+        if covariance is not None or defect > RIGIDITY_TOLERANCE:
+            near = defect <= RIGIDITY_TOLERANCE
+            return cls(to, frm, polished_rotation(rotation) if near else rotation, m[:3, 3], covariance)
+        x, y, z = m[:3, 3].tolist()
+        if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
+            raise ValueError(f"not a rigid transform {to} from {frm}: translation {m[:3, 3]}")
+        polished = _polished(rotation) if defect <= _ROUNDING else polished_rotation(rotation)
+        return cls._of_proven(to, frm, polished, np.array((x, y, z)))
+
+    @classmethod
+    def _of_proven(cls, to: Frame, frm: Frame, rotation: Array, translation_mm: Array) -> Rigid:
+        """Return the transform of arrays that are its own and need no proof: every pose passes here several times.
+
+        Products and inverses of rotations are rotations; what is proven once is not proven again.
+        """
+        made = object.__new__(cls)
+        rotation.flags.writeable = translation_mm.flags.writeable = False
+        _set(made, "to", to)
+        _set(made, "frm", frm)
+        _set(made, "rotation", rotation)
+        _set(made, "translation_mm", translation_mm)
+        _set(made, "covariance", None)
+        return made
 
     @classmethod
     def identity(cls, to: Frame, frm: Frame) -> Rigid:
@@ -163,9 +192,9 @@ class Rigid:
     def inverse(self) -> Rigid:
         """Return ``T_frm_from_to``, its covariance carried along."""
         rt = self.rotation.T
-        inv = Rigid(self.frm, self.to, rt, -rt @ self.translation_mm)
         if self.covariance is None:
-            return inv
+            return Rigid._of_proven(self.frm, self.to, rt.copy(), -(rt @ self.translation_mm))
+        inv = Rigid(self.frm, self.to, rt, -rt @ self.translation_mm)
         ad = inv.adjoint()
         return Rigid(self.frm, self.to, rt, inv.translation_mm, ad @ self.covariance @ ad.T)
 
@@ -175,19 +204,22 @@ class Rigid:
             raise FrameMismatch(
                 f"T_{self.to}_from_{self.frm} @ T_{other.to}_from_{other.frm}: {self.frm} does not meet {other.to}"
             )
-        covariance = None
-        if self.covariance is not None and other.covariance is not None:
-            ad = self.adjoint()
-            covariance = self.covariance + ad @ other.covariance @ ad.T
         rotation = self.rotation @ other.rotation
         translation = self.rotation @ other.translation_mm + self.translation_mm
-        return Rigid(self.to, other.frm, rotation, translation, covariance)
+        if self.covariance is None or other.covariance is None:
+            return Rigid._of_proven(self.to, other.frm, rotation, translation)
+        ad = self.adjoint()
+        return Rigid(self.to, other.frm, rotation, translation, self.covariance + ad @ other.covariance @ ad.T)
 
     def apply(self, points_mm: ArrayLike) -> Array:
         """Return points (3,) or (N, 3) given in ``frm`` expressed in ``to``, millimetres."""
         p = np.asarray(points_mm, dtype=np.float64)
-        result: Array = p @ self.rotation.T + self.translation_mm
+        result: Array = p @ self.rotation.T
+        result += self.translation_mm
         return result
+
+
+_set: Final = object.__setattr__
 
 
 def _check_covariance(covariance: Array, name: str) -> None:

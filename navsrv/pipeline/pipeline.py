@@ -53,14 +53,16 @@ class Pipeline:
     ----------
     setup : Setup
         Checked by the server; nothing here reads files.
+    engine : ClearanceEngine, optional
+        Of the same structures: pipelines of one thread may share it, for it remembers nothing.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, engine: ClearanceEngine | None = None) -> None:
         self.setup = setup
         self.counts = {s.spec.name: SourceCounts() for s in setup.sources}
         self._sources = {s.spec.name: s for s in setup.sources}
         self._drivers: dict[str, OpenIgtLinkSource] = {}
-        engine = ClearanceEngine([s.distance for s in setup.structures])
+        self.engine = ClearanceEngine([s.distance for s in setup.structures]) if engine is None else engine
         reference = setup.reference
         frame = REFERENCE if reference is None else frames_of(reference.transform)[1]
         self._registrations = Registrations(setup.preset, frame)
@@ -76,7 +78,7 @@ class Pipeline:
         self._guide_of: dict[tuple[str, str], ToolGuide] = {}
         for tool in setup.tools:
             link = self._link(tool.name, tool.source, Condition.TOOL_LOST)
-            guide = ToolGuide(setup, tool, link, self._reference, engine)
+            guide = ToolGuide(setup, tool, link, self._reference, self.engine)
             self._links[tool.source, tool.transform] = link
             self._guides[tool.name] = guide
             self._guide_of[tool.source, tool.transform] = guide

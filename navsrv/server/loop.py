@@ -7,6 +7,7 @@ on ZeroMQ itself.  Rendering, registration, encoding for browsers and recording 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import pickle
@@ -45,11 +46,13 @@ from navsrv.server.config import Config
 from navsrv.server.records import FRAME, INPUT, NOTE, RecordSink
 from navsrv.server.setup import build_setup
 from navsrv.server.tracker_client import TrackerClient
+from navsrv.server.warmth import Rehearsal
 from navsrv.wire.guidance import GuidanceFrame, encode_frame
 from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
 
 READ_BYTES: Final = 1 << 16
 REAL_TIME_PRIORITY: Final = 40
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
 class Loop:
@@ -62,13 +65,15 @@ class Loop:
         self.missed = 0
         self._reported = (0, 0)
         self._last_input_ns = 0
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context = _context()
         self.publisher = context.socket(zmq.PUB)
         self.publisher.setsockopt(zmq.SNDHWM, 1000)
         self.publisher.setsockopt(zmq.LINGER, 0)
         self.port = self._bind(config.ports.host, config.ports.zmq)
         self.records = RecordSink(context, record_endpoint)
-        self.selector = selectors.DefaultSelector()
+        self.rehearsal = Rehearsal(self.pipeline)
+        # Of few sockets, and it waits to the microsecond, where epoll rounds up to milliseconds.
+        self.selector = selectors.SelectSelector()
         self.selector.register(channel, selectors.EVENT_READ, None)
         self.clients = [TrackerClient(n, t) for n, t in config.trackers.items() if t.connect == "client"]
         self.running = True
@@ -92,6 +97,10 @@ class Loop:
             now_ns = time.monotonic_ns()
             if now_ns >= self.pipeline.next_due_ns():
                 self._handle(Tick(now_ns))
+            if now_ns >= self.records.due_ns:
+                self.records.flush()
+            if now_ns >= self.rehearsal.due_ns:
+                self.rehearsal.run()
             for client in self.clients:
                 if client.socket is not None:
                     client.ask(now_ns)
@@ -101,7 +110,7 @@ class Loop:
         self.publisher.close()
 
     def _next_wake_ns(self) -> int:
-        due = self.pipeline.next_due_ns()
+        due = min(self.pipeline.next_due_ns(), self.rehearsal.due_ns, self.records.due_ns)
         return min([due, *(c.retry_ns for c in self.clients if c.socket is None)])
 
     # -- trackers ----------------------------------------------------------------------------------------------
@@ -192,12 +201,13 @@ class Loop:
                     self.missed += 1
             else:
                 others.append(output)
-        self.records.put(INPUT, encode_input(item))
+        self.records.keep(INPUT, encode_input(item))
         for payload in payloads:
-            self.records.put(FRAME, payload)
+            self.records.keep(FRAME, payload)
         for other in others:
             self._other(other)
         self._report()
+        self.rehearsal.follow(item)
 
     def _other(self, output: Output) -> None:
         match output:
@@ -223,13 +233,27 @@ class Loop:
             self._reported = counted
             report = ShellReport(max(time.monotonic_ns(), self._last_input_ns), *counted)
             self.pipeline.handle(report)
-            self.records.put(INPUT, encode_input(report))
+            self.records.keep(INPUT, encode_input(report))
 
 
 def prefer_real_time() -> None:
-    """Ask for real-time priority, before threads are made that inherit it; where that is not allowed, go on without."""
+    """Ask for real-time priority and for memory that stays; where that is not allowed, go on without."""
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return a ZeroMQ context whose thread, which writes to the sockets, goes before ours where priorities count.
+
+    Woken on our core it would else wait until we have made the records of the frame that it is to send.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    if os.sched_getscheduler(0) == os.SCHED_FIFO:  # else libzmq would end the process for want of the right
+        context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
+        context.set(zmq.THREAD_PRIORITY, REAL_TIME_PRIORITY + 1)
+    return context
 
 
 def warm_up(setup: Setup) -> None:

@@ -7,6 +7,7 @@ of the case, so that replay builds the same pipeline.  Chunks are small, so that
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from navsrv.server.channel import Channel, ChannelClosed
 from navsrv.server.records import CHANNELS, FRAME, IMAGE, INPUT, NOTE, STOP, unpack
 
 CHUNK_BYTES: Final = 32 * 1024
+NICENESS: Final = 5
+"""Who waits for a frame goes before who writes it down."""
 _ENCODING: Final = {INPUT: "msgpack", FRAME: "msgpack", NOTE: "json", IMAGE: "json"}
 
 
@@ -52,6 +55,7 @@ class Recording:
 
 def main() -> int:
     """Run as ``python -m navsrv.server.recorder FD``."""
+    os.nice(NICENESS)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     boot = channel.receive_one(30.0)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -80,10 +84,10 @@ def _pump(puller: zmq.Socket[bytes], channel: Channel, recording: Recording) -> 
     while True:
         ready = dict(poller.poll(500 if orphan else None))
         if puller in ready:
-            record = puller.recv()
-            if record[:1] == STOP:
-                return
-            recording.add(record)
+            for record in puller.recv_multipart():
+                if record[:1] == STOP:
+                    return
+                recording.add(record)
         elif orphan:
             return
         if channel.fileno() in ready and not orphan:

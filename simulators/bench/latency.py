@@ -26,7 +26,7 @@ import numpy as np
 
 from navsrv.kernel.errors import InputError
 from simulators.arguments import Parser, number, whole
-from simulators.demo import DemoFailed, Part, example_path
+from simulators.room import DemoFailed, Part, example_path
 
 LEAD_S: Final = 1.0
 """Poses of the first second are sent but not counted: sockets and caches settle."""
@@ -89,13 +89,22 @@ class Chain:
 
     def latencies(self) -> tuple[Any, Any]:
         """Return (stamps sent in the measured time, latency in ms of each, infinity where none arrived)."""
-        sent, got = np.load(self.out("sent.npy")), dict(np.load(self.out("meter.npy")).tolist())
+        sent = np.load(self.out("sent.npy"))
+        got = {stamp: arrived for stamp, arrived, *_ in np.load(self.out("meter.npy")).tolist()}
         sent = sent[sent[:, 1] >= sent[0, 1] + int(LEAD_S * 1e9)]
         arrived = [got.get(stamp) for stamp in sent[:, 0].tolist()]
-        delays = [
-            np.inf if a is None else (a - s) / 1e6 for a, s in zip(arrived, sent[:, 1].tolist(), strict=True)
-        ]
+        delays = [np.inf if a is None else (a - s) / 1e6 for a, s in zip(arrived, sent[:, 1].tolist(), strict=True)]
         return sent[:, 0], np.array(delays)
+
+    def stages(self) -> dict[str, float]:
+        """Return medians (ms) of the way: from the tracker to the loop, within the loop, to the subscriber.
+
+        All processes read the same monotonic clock.
+        """
+        sent = dict(np.load(self.out("sent.npy")).tolist())
+        rows = [(sent[s], r, o, a) for s, a, r, o in np.load(self.out("meter.npy")).tolist() if s in sent and r]
+        steps = np.median(np.diff(np.array(rows)[len(rows) // 4 :], axis=1), axis=0) / 1e6
+        return dict(zip(("to_loop_ms", "in_loop_ms", "to_subscriber_ms"), steps.tolist(), strict=True))
 
     def stop(self) -> None:
         """End all that still runs."""
@@ -134,20 +143,23 @@ def spread(latency_ms: Any) -> dict[str, float]:
 # -- ours ----------------------------------------------------------------------------------------------------------
 
 
-def ours(rate_hz: float, displays: int, seconds: float, stalled_kind: str) -> dict[str, Any]:
-    """Return the figures of the real server."""
+def ours(
+    rate_hz: float, displays: int, seconds: float, stalled_kind: str, config: Path | None = None
+) -> dict[str, Any]:
+    """Return the figures of the real server, on ``examples/bench.toml`` unless told otherwise."""
     mix = Mix.of(displays)
     stalled = mix.stalled(stalled_kind)
     with chain(seconds) as c:
         tracker = c.bench_part("tracker", rate_hz=rate_hz, out=c.out("sent.npy"))
         port = tracker.wait_for("port", PATIENCE_S)["port"]
-        settings = {
+        settings: dict[str, Any] = {
+            **{f"ports.{name}": 0 for name in ("openigtlink", "devices", "zmq", "commands", "http")},
             "trackers.main.port": port,
             "trackers.main.rate_hz": rate_hz,
             "recording.folder": json.dumps(str(c.folder)),
         }
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        server = c.part("server", "navsrv.server.cli", "serve", str(example_path("bench.toml")), *words)
+        server = c.part("server", "navsrv.server.cli", "serve", str(config or example_path("bench.toml")), *words)
         ports = server.wait_for("ready", 120.0)["ports"]
         tracker.wait_for("linked", PATIENCE_S)
         receivers = {"meter": c.bench_part("meter", port=ports["zmq"], out=c.out("meter.npy"))}
@@ -168,11 +180,11 @@ def ours(rate_hz: float, displays: int, seconds: float, stalled_kind: str) -> di
         cpu = usage.end()
         tracker.wait_for("sent", PATIENCE_S)
         seen = receivers["meter"].wait_for("frames", PATIENCE_S)
-        for name in receivers:
+        for name, receiver in receivers.items():
             if name != "meter":
-                receivers[name].wait_for("displays", PATIENCE_S)
+                receiver.wait_for("displays", PATIENCE_S)
         stamps, latency_ms = c.latencies()
-        figures = {**spread(latency_ms), **cpu, "frame_bytes": seen["bytes"]}
+        figures = {**spread(latency_ms), **c.stages(), **cpu, "frame_bytes": seen["bytes"]}
         shares = {name: shares_of(c.out(f"{name}.npz"), stamps) for name in receivers if name != "meter"}
     worst = min([figures["delivered"], *shares.get("zeromq", [])])
     others = {name: min(found, default=None) for name, found in shares.items() if name != "zeromq"}
@@ -368,8 +380,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     try:
         runs = [
-            measure(args.rates, args.displays, args.seconds, args.stalled, not args.no_peer)
-            for _ in range(args.repeat)
+            measure(args.rates, args.displays, args.seconds, args.stalled, not args.no_peer) for _ in range(args.repeat)
         ]
     except DemoFailed as error:
         raise InputError(str(error)) from None

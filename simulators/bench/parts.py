@@ -15,6 +15,7 @@ import sys
 import time
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import zmq
 
@@ -105,8 +106,17 @@ def stamp_in(payload: bytes) -> int | None:
     return None if at < 0 else int.from_bytes(payload[at + len(_KEY) : at + len(_KEY) + 8])
 
 
+def loop_times(payload: bytes) -> tuple[int, int]:
+    """Return when the loop read the pose and when it sent the frame, by the frame; zeros where it does not say."""
+    try:
+        frame = msgspec.msgpack.decode(payload[len(b"guidance") :])
+        return int(frame["received_ns"]), int(frame["sent_ns"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return 0, 0
+
+
 def meter(port: int, out: str) -> None:
-    """Receive alone in a process; keep (stamp, time of arrival) of the first frame of each stamp."""
+    """Receive alone in a process; keep (stamp, arrival, read and sent by the loop) of each stamp's first frame."""
     subscriber = subscribe(zmq.Context(), port)
     say(ready=True)
     end_ns = told_end_ns()
@@ -117,12 +127,12 @@ def meter(port: int, out: str) -> None:
         except zmq.Again:
             continue
         received.append((time.monotonic_ns(), payload))
-    first: dict[int, int] = {}
+    first: dict[int, tuple[int, int, int]] = {}
     for arrived_ns, payload in received:
         stamp = stamp_in(payload)
-        if stamp is not None:
-            first.setdefault(stamp, arrived_ns)
-    np.save(out, np.array(list(first.items()), np.int64).reshape(-1, 2))
+        if stamp is not None and stamp not in first:
+            first[stamp] = (arrived_ns, *loop_times(payload))
+    np.save(out, np.array([(k, *v) for k, v in first.items()], np.int64).reshape(-1, 4))
     say(frames=len(received), bytes=float(np.median([len(p) for _, p in received])) if received else 0.0)
 
 
