@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import pickle
+import resource
 import selectors
 import socket
 import sys
@@ -52,7 +53,9 @@ from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timest
 
 READ_BYTES: Final = 1 << 16
 REAL_TIME_PRIORITY: Final = 40
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_MCL_CURRENT: Final = 1
+_MCL_FUTURE: Final = 2
+_MCL_ONFAULT: Final = 4  # pages stay once they are touched, and nothing is read in ahead
 
 
 class Loop:
@@ -164,6 +167,10 @@ class Loop:
             if kind == "stop":
                 self.running = False
                 return
+            if kind == "recorder_lost":
+                self.records.lost += 1
+                self._report()
+                continue
             self._handle(self._stamped(kind, message["value"]))
 
     def _stamped(self, kind: str, value: dict[str, Any]) -> Input:
@@ -240,19 +247,25 @@ def prefer_real_time() -> None:
     """Ask for real-time priority and for memory that stays; where that is not allowed, go on without."""
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+    # Under a limit the call could succeed now and make a later allocation fail.
+    if os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return a ZeroMQ context whose thread, which writes to the sockets, goes before ours where priorities count.
+    """Return a ZeroMQ context whose thread, which writes to the sockets, goes before ours where that is allowed.
 
-    Woken on our core it would else wait until we have made the records of the frame that it is to send.
+    Woken on our core it would else wait until we have made the records of the frame that it is to send.  It is tried
+    on ourselves first, since libzmq ends the process where it is refused.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    if os.sched_getscheduler(0) == os.SCHED_FIFO:  # else libzmq would end the process for want of the right
-        context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
-        context.set(zmq.THREAD_PRIORITY, REAL_TIME_PRIORITY + 1)
+    with contextlib.suppress(OSError, AttributeError):
+        if os.sched_getscheduler(0) == os.SCHED_FIFO:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY + 1))
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
+            context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
+            context.set(zmq.THREAD_PRIORITY, REAL_TIME_PRIORITY + 1)
     return context
 
 
