@@ -39,6 +39,8 @@ MAX_NAMES: Final = 256
 MAX_TRANSLATION_MM: Final = 100_000.0
 """A tool 100 m away is a broken number, not a tool."""
 MAX_STATUS_CHARACTERS: Final = 40
+CLOCK_DRIFT: Final = 1e-4
+"""Largest drift of a device's clock against ours that is taken as normal (100 ppm)."""
 CLOCK_JUMP_NS: Final = 500_000_000
 _NO_ROTATION: Final = np.zeros(4)
 _NAME: Final = re.compile(r"(?P<frm>.+)To(?P<to>[A-Z].*)", re.DOTALL)
@@ -105,6 +107,8 @@ class OpenIgtLinkSource:
         self._last_stamp: dict[str, int] = {}
         self._newest_stamp = 0
         self._largest_offset_ns: int | None = None
+        self._offset_wall_ns = 0
+        self._late_ns = 0
 
     def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
         """Return the samples that these bytes complete.
@@ -166,7 +170,7 @@ class OpenIgtLinkSource:
         else:
             self.counts.invalid += 1
         pose_time_ns = wall_ns if stamp is None else stamp
-        return PoseSample(name, pose, tracking, reason, stamp, pose_time_ns, received_ns)
+        return PoseSample(name, pose, tracking, reason, stamp, pose_time_ns, received_ns, self._late_ns)
 
     def _frames_of(self, name: str) -> tuple[Frame, Frame] | None:
         if name not in self._frames:
@@ -182,6 +186,7 @@ class OpenIgtLinkSource:
         earlier against our clock than any before, and a jump back is a stamp older than the newest before it.
         """
         if self.spec.stamps is Stamps.RECEIPT or timestamp == 0:
+            self._late_ns = 0
             return None, 0
         stamp = ns_from_timestamp(timestamp)
         offset = stamp - wall_ns
@@ -196,7 +201,11 @@ class OpenIgtLinkSource:
         if jump or largest is None:
             self._newest_stamp, self._largest_offset_ns = stamp, offset
         else:
-            self._newest_stamp, self._largest_offset_ns = max(self._newest_stamp, stamp), max(largest, offset)
+            # Two clocks drift: what was the shortest way once is forgotten slowly.
+            forgotten = largest - int(CLOCK_DRIFT * max(wall_ns - self._offset_wall_ns, 0))
+            self._newest_stamp, self._largest_offset_ns = max(self._newest_stamp, stamp), max(forgotten, offset)
+        self._offset_wall_ns = wall_ns
+        self._late_ns = self._largest_offset_ns - offset
         return stamp, jump
 
     def _in_order(self, name: str, stamp: int) -> bool:

@@ -140,8 +140,9 @@ def _alarms(received: list[Received]) -> list[dict[str, Any]]:
 def arguments() -> Parser:
     """Return the parser of ``navsrv demo``."""
     parser = Parser("demo", "The whole job on simulators over real sockets.", "navsrv demo --headless --json")
+    parser.prog = "navsrv demo"
     parser.add_argument(
-        "--case", type=Path, required=True, metavar="CASE", help="case folder; navsrv demo takes a built-in's name too"
+        "--case", type=Path, metavar="CASE", help="a case folder; navsrv demo takes a built-in's name too (sacrum)"
     )
     parser.add_argument("--headless", action="store_true", help="no browser; end after one insertion")
     parser.add_argument("--seconds", type=number(1.0, 86400.0, "s"), help="cut the insertion short")
@@ -155,6 +156,8 @@ def arguments() -> Parser:
 def main(argv: list[str]) -> int:
     """Run the demo; return the exit status."""
     args = arguments().parse_args(argv)
+    if args.case is None:
+        raise InputError("which case? give --case FOLDER, or run navsrv demo, which makes one")
     case = Case.load(args.case)
     if case.plan is None or case.ct_file is None:
         raise InputError(f"{case.folder}: the demo needs a case with a CT and a plan")

@@ -63,6 +63,20 @@ def ensure_case(name_or_path: str | Path, progress: Progress = silent, download:
     return folder
 
 
+def built_case(name_or_path: str | Path) -> Path | None:
+    """Return the folder of a case that is there already; None for a built-in one that would have to be made.
+
+    Raises
+    ------
+    InputError
+        Neither a folder nor a built-in name.
+    """
+    if str(name_or_path) not in BUILTIN:
+        return ensure_case(name_or_path)
+    folder = builtin_folder(str(name_or_path))
+    return folder if _current(str(name_or_path), folder) else None
+
+
 def rebuild(name: str, progress: Progress = silent, download: Download | None = None) -> Case:
     """Build a built-in case anew in its own place and return it."""
     folder = builtin_folder(name)

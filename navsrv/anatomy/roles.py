@@ -76,6 +76,8 @@ def read_roles(path: Path) -> Roles:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: roles: {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"{path}: roles: nested too deeply; expected tables of structures") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: roles: not valid TOML: {error}") from None
     reader = _Reader(path)

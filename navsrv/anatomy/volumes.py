@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsrv.anatomy.case import Volume, sha256_of
+from navsrv.anatomy.whole_files import require_whole
 from navsrv.kernel.errors import InputError
 
 FORMATS: Final = "NIfTI, NRRD, MetaImage or a folder with one DICOM series"
@@ -169,6 +170,7 @@ def _read(path: Path, series: str | None, what: str) -> Volume:
     else:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: {what}: the file is empty (0 bytes); expected {FORMATS}")
+        require_whole(path, what)
         try:
             with _no_chatter():
                 image = sitk.ReadImage(str(path))

@@ -38,6 +38,8 @@ class PoseSample:
         ``device_time_ns``, or the wall clock at receipt in its place (``stamp_source`` says which).
     received_ns : int
         Monotonic time of the read that completed it.
+    late_ns : int
+        How much longer it was on its way than the quickest of its source lately, by the device's stamps.
     """
 
     name: str
@@ -47,6 +49,12 @@ class PoseSample:
     device_time_ns: int | None
     pose_time_ns: int
     received_ns: int
+    late_ns: int = 0
+
+    @property
+    def due_ns(self) -> int:
+        """When it would have been received had nothing held it up: from here its age counts."""
+        return self.received_ns - self.late_ns
 
     @property
     def stamp_source(self) -> str:

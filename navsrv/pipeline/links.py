@@ -14,6 +14,8 @@ from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import PoseSample
 from navsrv.pipeline.setup import SourceSetup
 
+HELD_UP_NS: Final = 5_000_000
+"""A delay beyond the usual that is worth saying."""
 SPEED_WINDOW_NS: Final = 200_000_000
 """Speeds are means over this time, or over two periods of a slow source."""
 SHORTEST_NS: Final = 20_000_000
@@ -77,11 +79,12 @@ class PoseLink:
             return Standing("LOST", f"{self.label} has not been seen yet", self.lost_condition, self.label)
         if self.last.pose is None:
             return Standing("LOST", self.last.reason, self.lost_condition, self.label)
-        age_ns = now_ns - self.last.received_ns
+        age_ns = now_ns - self.last.due_ns
         freshness = self.source.rule.judge(age_ns)
         if freshness is Freshness.FRESH:
             return GOOD
-        reason = f"{self.label}: no pose for {age_ns / 1e6:.0f} ms"
+        held_up = f", held up by {self.last.late_ns / 1e6:.0f} ms" if self.last.late_ns > HELD_UP_NS else ""
+        reason = f"{self.label}: the newest pose is {age_ns / 1e6:.0f} ms old{held_up}"
         if freshness is Freshness.DEGRADED:
             return Standing("DEGRADED", reason)
         if freshness is Freshness.STALE:
@@ -92,8 +95,8 @@ class PoseLink:
         """Return when the judgement gets worse by itself next, counted from a judgement at ``after_ns``."""
         if self.last is None or self.last.pose is None or self.link_down is not None:
             return None
-        age = self.source.rule.next_change_ns(after_ns - self.last.received_ns)
-        return None if age is None else self.last.received_ns + age
+        age = self.source.rule.next_change_ns(after_ns - self.last.due_ns)
+        return None if age is None else self.last.due_ns + age
 
     def paired_with(self, tool: PoseSample, tool_source: str) -> PoseSample | None:
         """Return the reference pose for a tool's pose: the one of the same device stamp, else the newest; None if lost.

@@ -100,7 +100,7 @@ class Setup:
     path: PlannedPath | None
     preset: Preset | None = None
     idle_frame_ns: int = 100_000_000
-    max_burst: int = 4
+    max_burst: int = 16
     """Poses of one tool in one read that each get a frame; older ones are skipped and counted."""
     target_reached_mm: float = 2.0
     pose_history: int = 1500

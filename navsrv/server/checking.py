@@ -92,6 +92,9 @@ class Checker:
         if not fits:
             self.fault(key, f"{data!r}", _describe(kind, limits))
             return data
+        if kind in (int, float) and not math.isfinite(data):
+            self.fault(key, f"{data!r} is not finite", _describe(kind, limits))
+            return data
         if kind in (int, float) and not limits.get("low", -math.inf) <= data <= limits.get("high", math.inf):
             self.fault(key, f"{data!r} is out of range", _describe(kind, limits))
         return float(data) if kind is float else data
@@ -101,7 +104,8 @@ class Checker:
         if not isinstance(data, list) or (length is not None and len(data) != length):
             self.fault(key, f"{data!r}", _describe(tuple[kind, ...], limits))
             return ()
-        return tuple(self.value(kind, item, f"{key}[{i}]", {}) for i, item in enumerate(data))
+        span = {name: limits[name] for name in ("low", "high") if name in limits}
+        return tuple(self.value(kind, item, f"{key}[{i}]", span) for i, item in enumerate(data))
 
     def _dict(self, kind: Any, data: Any, key: str, limits: Mapping[str, Any]) -> Any:
         if not isinstance(data, Mapping):

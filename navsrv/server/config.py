@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import math
+import socket
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from navsrv.kernel.frames import RIGIDITY_TOLERANCE, rotation_defect
 from navsrv.pipeline.setup import GAUGE_MM
 from navsrv.server.checking import Checker, rule
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class PortsConfig:
@@ -25,6 +27,8 @@ class PortsConfig:
 
     host: str = "127.0.0.1"
     openigtlink: int = rule(18944, low=0, high=65535)
+    openigtlink_1: int | None = rule(None, low=0, high=65535)
+    """For displays that know header version 1 only and say nothing; off unless set."""
     devices: int = rule(18945, low=0, high=65535)
     zmq: int = rule(18950, low=0, high=65535)
     commands: int = rule(18951, low=0, high=65535)
@@ -67,7 +71,7 @@ class ToolConfig:
     tracker: str
     transform: str
     role: Literal["needle", "reference"] = "needle"
-    tip_mm: tuple[float, ...] = rule((0.0, 0.0, 0.0), length=3)
+    tip_mm: tuple[float, ...] = rule((0.0, 0.0, 0.0), length=3, low=-2000.0, high=2000.0)
     axis: tuple[float, ...] = rule((0.0, 0.0, 1.0), length=3)
     gauge: int | None = rule(None, low=8, high=22)
     diameter_mm: float | None = rule(None, low=0.1, high=20.0)
@@ -103,7 +107,7 @@ class PresetConfig:
     """An accepted registration as numbers; only for benchmarks (``method`` reads ``bench``)."""
 
     method: Literal["bench"]
-    T_ct_from_ref: tuple[tuple[float, ...], ...] = rule(length=4)
+    T_ct_from_ref: tuple[tuple[float, ...], ...] = rule(length=4, low=-1e5, high=1e5)
     tre_mm: float = rule(0.0, low=0.0, high=20.0)
 
 
@@ -168,17 +172,40 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError([f"{path}: there is no such file; expected a TOML configuration"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read ({error}); expected a TOML configuration"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deeply; expected tables as in examples/demo.toml"]) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{path}: not TOML: {error}; expected a complete TOML file"]) from None
     checker = Checker(str(path))
     for override in overrides:
         _apply(checker, data, override)
     config = checker.table(Config, data, "")
-    if config is not None:
-        _cross_check(checker, config)
+    _cross_check(checker, data)
     if checker.faults or config is None:
         raise ConfigError(checker.faults)
     return config
+
+
+def resolved(config: Config) -> Config:
+    """Return the configuration with every tracker's host as an address: the loop must never wait for a name.
+
+    Raises
+    ------
+    ConfigError
+        A name that has no address.
+    """
+    trackers = {}
+    for name, tracker in config.trackers.items():
+        address = tracker.host
+        if tracker.connect == "client":
+            try:
+                found = socket.getaddrinfo(tracker.host, None, socket.AF_INET, socket.SOCK_STREAM)
+                address = str(found[0][4][0])
+            except OSError:
+                wrong = f"trackers.{name}.host: {tracker.host!r} has no IPv4 address"
+                raise ConfigError([f"{wrong}; expected a host's name or address"]) from None
+        trackers[name] = replace(tracker, host=address)
+    return replace(config, trackers=trackers)
 
 
 def _apply(checker: Checker, data: dict[str, Any], override: str) -> None:
@@ -200,44 +227,85 @@ def _literal(text: str) -> Any:
     """Return a value as TOML would read it; a bare word is a text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
 
 
-def _cross_check(checker: Checker, config: Config) -> None:
-    if not config.trackers:
+def _sound(cls: type[T], table: Any) -> dict[str, T]:
+    """Return the entries of a table of tables that are right by themselves; the others' faults are noted already."""
+    entries = table.items() if isinstance(table, dict) else ()
+    made = {name: Checker("").table(cls, entry, "") for name, entry in entries}
+    return {name: entry for name, entry in made.items() if entry is not None}
+
+
+def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
+    """Note what only shows when parts are held together, for all parts that are right by themselves."""
+    trackers, tools = _sound(TrackerConfig, data.get("trackers")), _sound(ToolConfig, data.get("tools"))
+    if data.get("trackers") == {}:
         checker.fault("trackers", "none", "at least one table such as [trackers.main]")
-    references = [name for name, tool in config.tools.items() if tool.role == "reference"]
+    named = {} if not isinstance(data.get("tools"), dict) else data["tools"]
+    roles = {name: tool.get("role", "needle") for name, tool in named.items() if isinstance(tool, dict)}
+    references = [name for name, role in roles.items() if role == "reference"]
     if len(references) > 1:
         checker.fault("tools", f"{len(references)} references ({', '.join(references)})", "at most one")
-    if len(references) == len(config.tools):
+    if len(references) == len(roles):
         checker.fault("tools", "no needle", 'at least one tool with role = "needle"')
-    for name, tool in config.tools.items():
-        _check_tool(checker, f"tools.{name}", tool, config.trackers)
-    for name, limits in [("limits", config.alarms.limits), *config.alarms.structures.items()]:
+    for name, tool in tools.items():
+        _check_tool(checker, f"tools.{name}", tool, data.get("trackers") or {})
+    _check_streams(checker, tools)
+    for name, tracker in trackers.items():
+        if tracker.connect == "client" and not tracker.host.strip():
+            checker.fault(f"trackers.{name}.host", "empty", "a host's name or address")
+    _check_alarms(checker, data.get("alarms"))
+    registration = _sound(RegistrationConfig, {"registration": data.get("registration")}).get("registration")
+    preset = None if registration is None else registration.preset
+    if preset is not None and not _is_rigid(preset.T_ct_from_ref):
+        right = "four rows of four numbers, the last 0, 0, 0, 1"
+        checker.fault("registration.preset.T_ct_from_ref", "not a rigid motion", right)
+    ports = Checker("").table(PortsConfig, data.get("ports", {}), "")
+    if ports is not None:
+        _check_ports(checker, ports)
+
+
+def _check_streams(checker: Checker, tools: Mapping[str, ToolConfig]) -> None:
+    """Each tool has a stream of its own, and all are tracked in one frame: else no pair of them has a meaning."""
+    owners: dict[tuple[str, str], str] = {}
+    frames: dict[str, str] = {}
+    for name, tool in tools.items():
+        owner = owners.setdefault((tool.tracker, tool.transform), name)
+        if owner != name:
+            checker.fault(f"tools.{name}.transform", f"{tool.transform!r} is that of tools.{owner}", "one of its own")
+        parsed = parse_transform_name(tool.transform)
+        if parsed is not None:
+            frames.setdefault(parsed[0].name, name)
+    if len(frames) > 1:
+        found = ", ".join(f"{frame} (tools.{name})" for frame, name in frames.items())
+        checker.fault("tools", f"tracked in different frames: {found}", "all tools tracked in one frame")
+
+
+def _check_alarms(checker: Checker, table: Any) -> None:
+    alarms = _sound(AlarmsConfig, {"alarms": table if table is not None else {}}).get("alarms")
+    if alarms is None:
+        return
+    for name, limits in [("limits", alarms.limits), *((f"structures.{n}", x) for n, x in alarms.structures.items())]:
         if limits.warning_mm > limits.caution_mm:
             wrong = f"warning_mm {limits.warning_mm:g} is above caution_mm {limits.caution_mm:g}"
             checker.fault(f"alarms.{name}", wrong, "a warning inside the caution zone")
-    preset = config.registration.preset
-    if preset is not None and not _is_rigid(preset.T_ct_from_ref):
-        checker.fault(
-            "registration.preset.T_ct_from_ref", "not a rigid motion", "four rows of four numbers, the last 0, 0, 0, 1"
-        )
-    if config.ports.host not in ("127.0.0.1", "localhost", "::1"):
-        wrong = f"{config.ports.host!r} is not loopback, and this version has neither authentication nor encryption"
+
+
+def _check_ports(checker: Checker, ports: PortsConfig) -> None:
+    if ports.host not in ("127.0.0.1", "localhost"):
+        wrong = f"{ports.host!r} is not loopback, and this version has neither authentication nor encryption"
         checker.fault("ports.host", wrong, "'127.0.0.1'")
     used: dict[int, str] = {}
     for name in ("openigtlink", "devices", "zmq", "commands", "http"):
-        port = getattr(config.ports, name)
+        port = getattr(ports, name)
         if port and port in used:
             checker.fault(f"ports.{name}", f"{port} is taken by ports.{used[port]}", "a port of its own, or 0")
         used.setdefault(port, name)
 
 
-def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping[str, TrackerConfig]) -> None:
+def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping[str, Any]) -> None:
     if tool.tracker not in trackers:
         checker.fault(f"{path}.tracker", f"{tool.tracker!r} is not configured", "one of " + ", ".join(trackers))
     if parse_transform_name(tool.transform) is None:

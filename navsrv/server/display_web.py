@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from navsrv.server.hub import FrameBoard
 
 STATIC: Final = Path(__file__).parent.parent / "display" / "static"
+LOCAL_HOSTS: Final = ("127.0.0.1", "localhost")
+"""Names that a browser on this machine knows this server by; there is no other bind yet (config.py)."""
 MAX_UNACKNOWLEDGED: Final = 8
 COMMAND_TIMEOUT_S: Final = 5.0
 MAX_REQUEST_BYTES: Final = 1 << 16
@@ -128,6 +130,8 @@ class WebDisplays:
     # -- the socket --------------------------------------------------------------------------------------------
 
     async def _ws(self, request: web.Request) -> web.WebSocketResponse:
+        if request.url.host not in LOCAL_HOSTS:
+            raise web.HTTPForbidden(text=f"host {request.host} is not this machine: a page may have been rebound here")
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
             raise web.HTTPForbidden(text=f"origin {origin} is not this server")
@@ -174,14 +178,19 @@ async def _index(request: web.Request) -> web.StreamResponse:
 async def _received(ws: web.WebSocketResponse, browser: Browser, commands: zmq.asyncio.Socket, text: str) -> None:
     try:
         message: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         await ws.send_json({"id": None, "ok": False, "error": "not JSON"})
         return
     if isinstance(message, dict) and "ack" in message:
         browser.acknowledge(message["ack"])
         await ws.send_json({"t_client": message.get("t_client"), "server_ns": str(time.monotonic_ns())})
     elif isinstance(message, dict) and "op" in message:
-        await commands.send(msgspec.msgpack.encode({**message, "via": "display"}))
+        try:
+            request = msgspec.msgpack.encode({**message, "via": "display"})
+        except (ValueError, OverflowError, RecursionError, TypeError) as error:
+            await ws.send_json({"id": None, "ok": False, "error": f"cannot be carried: {error}"})
+            return
+        await commands.send(request)
     else:
         await ws.send_json({"id": None, "ok": False, "error": "expected {ack, t_client} or {id, op, args}"})
 

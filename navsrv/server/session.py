@@ -38,7 +38,7 @@ from navsrv.kernel.registration import RegistrationResult
 from navsrv.kernel.samples import VolumeSample
 from navsrv.server.boots import HubBoot, LoopBoot
 from navsrv.server.channel import ChannelClosed
-from navsrv.server.config import Config
+from navsrv.server.config import Config, resolved
 from navsrv.server.fluoroscopy import write_fluoroscopy
 from navsrv.server.imaging import DeviceListener, Exposure
 from navsrv.server.operations import OPERATIONS, listing
@@ -65,8 +65,10 @@ class Session:
         self.id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(3)
         self.folder = Path(tempfile.mkdtemp(prefix="navsrv-"))
         self.recording: Path | None = None
+        self._recorder: Child | None = None
         self._context: zmq.asyncio.Context = zmq.asyncio.Context()
         self._sync_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._records = RecordSink(self._sync_context, None)
         self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._landmarks: dict[str, tuple[list[float], list[float]]] = {}
         self._registrations = 0
@@ -85,6 +87,8 @@ class Session:
             ports = await self._start()
         except BaseException:
             self._stop()
+            if self.recording is not None:
+                self.recording.unlink(missing_ok=True)
             raise
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end, None)
@@ -96,6 +100,7 @@ class Session:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # ending is not to be interrupted: it leaves nothing behind
             self._listener.end_all()
             self._stop()
         if failure is not None:
@@ -115,7 +120,7 @@ class Session:
         except OSError as error:
             raise InputError(_port_fault("devices", host, wanted.devices, error)) from None
         endpoint = self._start_recorder()
-        boot = LoopBoot(self.config, str(self.case.folder), self.id, endpoint)
+        boot = LoopBoot(resolved(self.config), str(self.case.folder), self.id, endpoint)
         self._loop = self._child("loop", "navsrv.server.loop", pickle.dumps(boot))
         zmq_port = (await asyncio.to_thread(self._loop.wait_ready, START_TIMEOUT_S))["zmq"]
         hub = HubBoot(self.config, str(self.case.folder), str(self.folder), host, zmq_port, commands)
@@ -123,10 +128,13 @@ class Session:
         hub_ports = await asyncio.to_thread(self._hub.wait_ready, START_TIMEOUT_S)
         loop.add_reader(self._loop.channel.fileno(), self._from_loop)
         loop.add_reader(self._hub.channel.fileno(), self._from_hub)
+        if self._recorder is not None:
+            loop.add_reader(self._recorder.channel.fileno(), self._from_recorder)
         self._spawn(self._serve_commands())
         self._worker.submit(prepare, str(self.case.folder))
         return {
             "openigtlink": hub_ports["openigtlink"],
+            "openigtlink_1": hub_ports.get("openigtlink_1"),
             "devices": devices,
             "zmq": zmq_port,
             "commands": commands,
@@ -140,7 +148,6 @@ class Session:
         return child
 
     def _start_recorder(self) -> str | None:
-        self._records = RecordSink(self._sync_context, None)
         if not self.config.recording.on:
             return None
         folder = Path(self.config.recording.folder or navsrv_home() / "recordings").expanduser()
@@ -160,8 +167,8 @@ class Session:
         }
         boot = {"endpoint": endpoint, "path": str(path), "metadata": metadata}
         self._recorder = self._child("recorder", "navsrv.server.recorder", boot)
-        self._recorder.wait_ready(START_TIMEOUT_S)
         self.recording = path
+        self._recorder.wait_ready(START_TIMEOUT_S)
         self._records = RecordSink(self._sync_context, endpoint)
         return endpoint
 
@@ -182,7 +189,7 @@ class Session:
         for process in list((self._worker._processes or {}).values()):
             process.terminate()
             process.join(2.0)
-        if self.recording is not None:
+        if self._recorder is not None:
             self._records.put(STOP, b"")
             self._records.close()
             self._recorder.stop(10.0)
@@ -226,6 +233,17 @@ class Session:
             self._hub.channel.receive()
         except ChannelClosed:
             self._end("the display hub ended by itself; restart the server")
+
+    def _from_recorder(self) -> None:
+        """A recording that stops by itself is an alarm; guidance goes on without it."""
+        assert self._recorder is not None
+        try:
+            self._recorder.channel.receive()
+        except ChannelClosed:
+            asyncio.get_running_loop().remove_reader(self._recorder.channel.fileno())
+            print(f"navsrv: the recorder ended by itself; {self.recording} is not complete", file=sys.stderr)
+            self._log("recorder_lost", "the recorder ended by itself")
+            self._to_loop("recorder_lost", {})
 
     def _to_loop(self, kind: str, value: Any) -> None:
         try:
@@ -337,13 +355,18 @@ class Session:
             self._spawn(self._answer(route, body))
 
     async def _answer(self, route: list[bytes], body: bytes) -> None:
-        answer = await self._carry_out(body)
+        try:
+            answer = await self._carry_out(body)
+        except Exception as error:
+            # One request must not end the session, whatever is in it.
+            log.exception("a command failed")
+            answer = {"id": None, "ok": False, "error": f"internal error: {error!r}"[:200]}
         await self._router.send_multipart([*route, msgspec.msgpack.encode(answer)])
 
     async def _carry_out(self, body: bytes) -> dict[str, Any]:
         try:
             request = msgspec.msgpack.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return {"id": None, "ok": False, "error": "not msgpack; expected one map {id, op, args, token}"}
         if not isinstance(request, dict) or "id" not in request or not isinstance(request.get("op"), str):
             return {"id": None, "ok": False, "error": "expected a map {id, op, args, token}"}

@@ -28,11 +28,7 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
     InputError
         A file of the case that is missing or changed.
     """
-    names = [s.name for s in case.structures]
-    unknown = [name for name in config.alarms.structures if name not in names]
-    if unknown:
-        wrong = f"alarms.structures: no structure {unknown[0]!r} in case {case.name}"
-        raise ConfigError([f"{wrong}; expected one of {', '.join(names)}"])
+    check_structures(config, case)
     references = [(name, tool) for name, tool in config.tools.items() if tool.role == "reference"]
     reference = ReferenceSetup(references[0][1].tracker, references[0][1].transform) if references else None
     plan = case.plan
@@ -45,6 +41,15 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
         path=None if plan is None else PlannedPath(plan.entry_ct_mm, plan.target_ct_mm, plan.corridor_mm),
         preset=_preset(config),
     )
+
+
+def check_structures(config: Config, case: Case) -> None:
+    """Return if every structure named by the configuration is in the case; ConfigError lists those that are not."""
+    names = [s.name for s in case.structures]
+    unknown = [name for name in config.alarms.structures if name not in names]
+    if unknown:
+        right = f"expected one of {', '.join(names)}"
+        raise ConfigError([f"alarms.structures.{u}: no such structure in case {case.name}; {right}" for u in unknown])
 
 
 def _source(name: str, tracker: TrackerConfig) -> SourceSetup:

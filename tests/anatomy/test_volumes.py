@@ -135,3 +135,28 @@ def test_hu_that_do_not_fit_int16_are_kept(tmp_path: Path) -> None:
     ct = read_ct(tmp_path / "ct.mha")
     assert ct.voxels[0, 0, 0] == 0.25
     assert ct.voxels[1, 1, 1] == 70000
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "nrrd", "mha", "compressed.mha", "compressed.nrrd"])
+@pytest.mark.parametrize("kept", [0.5, 0.97])
+def test_a_torn_file_is_refused_whatever_its_format(tmp_path: Path, suffix: str, kept: float) -> None:
+    """ITK itself reads the rest of a torn compressed file as zeros: half a structure would be gone."""
+    path, torn = tmp_path / f"whole.{suffix}", tmp_path / f"torn.{suffix}"
+    sitk.WriteImage(image(shape=(24, 30, 30)), str(path), "compressed" in suffix)
+    read_ct(path)
+    data = path.read_bytes()
+    torn.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(InputError) as refusal:
+        read_ct(torn)
+    assert str(torn) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ct.nii.gz"
+    sitk.WriteImage(image(shape=(24, 30, 30)), str(path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="torn"):
+        read_ct(path)

@@ -191,6 +191,8 @@ def test_bad_commands_are_answered_with_one_line(room: tuple[LiveServer, Tracker
     server, _ = room
     for request, part in [
         (b"\xc1not msgpack", "not msgpack"),
+        (b"\x81\xa2\xff\xfe\x01", "not msgpack"),
+        (b"\x91" * 1000, "not msgpack"),
         ([1, 2], "expected a map"),
         ({"id": 1, "op": "explode"}, "unknown operation 'explode'"),
         ({"id": 2, "op": "acknowledge_alarm", "args": {}}, "args.id: missing"),
@@ -246,6 +248,19 @@ def test_a_tracker_that_breaks_the_protocol_is_dropped_and_may_come_back(linked:
     tracker.drop()
     tracker.accept()
     assert server.frame_of(tracker.pose(np.eye(4)))["state"] == "OK"
+
+
+def test_a_pose_held_up_on_the_way_is_not_shown_as_current(linked: tuple[LiveServer, Tracker]) -> None:
+    server, tracker = linked
+    for _ in range(5):
+        server.frame_of(tracker.pose(np.eye(4)))
+    held_up = time.time_ns()
+    time.sleep(0.9)
+    frame = server.frame_of(tracker.pose(np.eye(4), time_ns=held_up))
+    assert frame["state"] == "LOST"
+    assert frame["age_ms"] > 850
+    assert "held up" in frame["reason"]
+    assert frame["tip_ct_mm"] is None
 
 
 def test_a_browser_gets_the_same_frames_and_at_most_eight_unacknowledged(linked: tuple[LiveServer, Tracker]) -> None:
@@ -384,6 +399,63 @@ def test_bad_input_is_one_line_and_exit_2(balls: Path, tmp_path: Path) -> None:
     assert checked.returncode == 2
     assert "trackers.main.rate_herz: unknown key; expected 'rate_hz'?" in checked.stderr
     assert "trackers.main.rate_hz: missing" in checked.stderr
+
+
+def test_a_recorder_that_dies_is_an_alarm_and_guidance_goes_on(balls: Path) -> None:
+    with Tracker() as tracker, LiveServer(balls, balls.parent, [f"trackers.main.port={tracker.port}"]) as server:
+        tracker.accept()
+        server.frame_of(tracker.pose(np.eye(4)))
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
+        )
+        recorder = next(line.split()[0] for line in listed.stdout.splitlines() if "navsrv.server.recorder" in line)
+        os.kill(int(recorder), 9)
+        end = time.monotonic() + 20.0
+        while True:
+            frame = server.frame_of(tracker.pose(np.eye(4)))
+            if any(alarm["condition"] == "recorder_failing" for alarm in frame["alarms"]):
+                break
+            assert time.monotonic() < end
+        assert frame["state"] == "OK"
+        assert "recorder ended by itself" in server.errors()
+
+
+def test_a_failed_start_leaves_no_recording(balls: Path) -> None:
+    before = set(balls.parent.glob("*.mcap"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [w for name in ("openigtlink", "devices", "zmq", "commands") for w in ("--set", f"ports.{name}=0")]
+        done = run_cli("serve", str(balls), *ports, "--set", f"ports.http={taken.getsockname()[1]}")
+    assert done.returncode == 2
+    assert set(balls.parent.glob("*.mcap")) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("trackers.main.host=no.such.host.invalid", "trackers.main.host"),
+        ("registration.preset.T_ct_from_ref=[[1,0,0,inf],[0,1,0,0],[0,0,1,0],[0,0,0,1]]", "not finite"),
+        ("tools.Needle.tip_mm=[1e300,0,0]", "out of range"),
+        ("tools.Needle.transform=NeedleToReference", "different frames"),
+        ("tools.Reference.transform=NeedleToTracker", "that of tools"),
+        ("server.case=nope", "no such case folder"),
+        ("ports.host=::1", "not loopback"),
+        ("alarms.structures.Nothing.caution_mm=9", "no such structure"),
+        ("x=" + "[" * 5000, "unknown key"),
+    ],
+)
+def test_check_finds_what_would_stop_the_server(balls: Path, override: str, part: str) -> None:
+    done = run_cli("check", str(balls), "--set", override)
+    assert done.returncode == 2, done.stdout
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_lists_faults_of_all_kinds_at_once(balls: Path) -> None:
+    overrides = ["trackers.main.rate_hz=-1", "tools.Needle.axis=[0,0,2]", "ports.host=0.0.0.0", "recordings=1"]
+    done = run_cli("check", str(balls), *(word for o in overrides for word in ("--set", o)))
+    assert done.returncode == 2
+    for part in ("rate_hz", "tools.Needle.axis", "ports.host", "recordings: unknown key"):
+        assert part in done.stderr, done.stderr
 
 
 def test_nothing_is_left_behind(balls: Path) -> None:

@@ -17,9 +17,22 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check; silent faults do not exist: ConfigError lists them all."""
-    from navsrv.server.config import load_config
+    """Check; silent faults do not exist: ConfigError lists them all.
 
-    config = load_config(args.config, args.overrides)
-    print(f"{args.config}: ok; case {config.server.case}, {len(config.trackers)} trackers, {len(config.tools)} tools")
+    A built-in case that has not been made yet is not made here; that its structures fit is then said to be open.
+    """
+    from navsrv.anatomy.builtin import built_case
+    from navsrv.anatomy.case import Case
+    from navsrv.server.config import load_config, resolved
+    from navsrv.server.setup import check_structures
+
+    config = resolved(load_config(args.config, args.overrides))
+    folder = built_case(config.server.case)
+    if folder is None:
+        said = f"{config.server.case} (made on first use; its structures are checked then)"
+    else:
+        case = Case.load(folder)
+        check_structures(config, case)
+        said = f"{case.name} ({len(case.structures)} structures)"
+    print(f"{args.config}: ok; case {said}, {len(config.trackers)} trackers, {len(config.tools)} tools")
     return 0
