@@ -5,9 +5,10 @@ asked for, and while it does not read, nothing is read from it either.  One that
 disconnected; one that is being sent anatomy is given longer, as long as it goes on taking.  Malformed bytes end that
 one connection.
 
-A display that has said nothing is spoken to in header version 2; one that speaks version 1 is answered in it, and
-pays for it: version 1 has no metadata, so its poses carry no status, and only the far place of a lost tool, STATUS
-and the text of the frame tell it.
+A display that has said nothing is spoken to in header version 2; one that speaks version 1 is answered in it.
+Programs made with version 1 of the library lose their place in the stream at the first message of version 2, and the
+silent ones among them cannot be told from others: they have a port of their own.  Version 1 has no metadata, so its
+poses carry no status, and only the far place of a lost tool, STATUS and the text of the frame tell it.
 """
 
 from __future__ import annotations
@@ -79,21 +80,31 @@ class IgtlDisplays:
         self.board = board
         self.scenery = scenery
         self.displays: set[Display] = set()
+        self._servers: list[asyncio.Server] = []
         self._encoded: dict[tuple[str, str, int], tuple[tuple[int, ...], bytes]] = {}
         self._anatomy: dict[tuple[Anatomy, int], asyncio.Future[bytes | None]] = {}
 
-    async def start(self, host: str, port: int) -> int:
-        """Start listening and return the port; OSError if it is in use."""
+    async def start(self, host: str, port: int, version: int = 2) -> int:
+        """Start listening for displays and return the port; OSError if it is in use.
+
+        Parameters
+        ----------
+        version : int
+            Header version for displays of this port that have said nothing.
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Display(self), host, port)
-        self.board.watchers.add(self._posted)
-        self._timer = loop.call_later(HEARTBEAT_S, self._heartbeat)
-        return int(self._server.sockets[0].getsockname()[1])
+        server = await loop.create_server(lambda: Display(self, version), host, port)
+        if not self._servers:
+            self.board.watchers.add(self._posted)
+            self._timer = loop.call_later(HEARTBEAT_S, self._heartbeat)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
 
     def stop(self) -> None:
         """Disconnect all displays."""
         self._timer.cancel()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self.board.watchers.discard(self._posted)
         for display in list(self.displays):
             display.end("the server stops")
@@ -146,10 +157,10 @@ class IgtlDisplays:
 class Display(asyncio.Protocol):
     """One connected display."""
 
-    def __init__(self, room: IgtlDisplays) -> None:
+    def __init__(self, room: IgtlDisplays, version: int) -> None:
         self._room = room
         self._framer = Framer(max_body_bytes=1 << 16)
-        self._version = 2
+        self._version = version
         self._interval_ns = dict.fromkeys(STREAMS, DEFAULT_INTERVAL_NS)
         self._stopped: set[str] = set(ALL_TOOLS)
         self._sent_ns: dict[tuple[str, str], int] = {}

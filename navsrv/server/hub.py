@@ -80,11 +80,15 @@ class Hub:
         web = WebDisplays(self.boot, self.board, self.scenery, self._context)
         displays = IgtlDisplays(self.board, self.scenery)
         ports = self.boot.config.ports
+        bound: dict[str, int] = {}
         try:
-            http = await web.start(self.boot.host, ports.http)
-            igtl = await displays.start(self.boot.host, ports.openigtlink)
+            bound["http"] = await web.start(self.boot.host, ports.http)
+            bound["openigtlink"] = await displays.start(self.boot.host, ports.openigtlink)
+            if ports.openigtlink_1 is not None:
+                bound["openigtlink_1"] = await displays.start(self.boot.host, ports.openigtlink_1, version=1)
         except OSError as error:
-            port, name = (ports.openigtlink, "openigtlink") if web.started else (ports.http, "http")
+            name = next(name for name in ("http", "openigtlink", "openigtlink_1") if name not in bound)
+            port = getattr(ports, name)
             text = os.strerror(error.errno) if error.errno else str(error)
             fault = (
                 f"ports.{name}: cannot listen on {self.boot.host}:{port} ({text}); expected a free port, or 0 for any"
@@ -93,7 +97,7 @@ class Hub:
             return 2
         reading = asyncio.ensure_future(self._read())
         loop.add_reader(self.channel.fileno(), from_session)
-        self.channel.send({"kind": "ready", "value": {"http": http, "openigtlink": igtl}})
+        self.channel.send({"kind": "ready", "value": bound})
         await asyncio.wait([ended, reading], return_when=asyncio.FIRST_COMPLETED)
         reading.cancel()
         displays.stop()

@@ -22,13 +22,14 @@ from navsrv.kernel.frames import Array, rotation_defect
 from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
 from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.half_open import notice_half_open
-from navsrv.wire.openigtlink import Framer, Image, Message, QTData, Status, TData, Transform, encode
+from navsrv.wire.openigtlink import Framer, Image, Message, Position, QTData, TData, Transform, encode
 
 MAX_IMAGE_BYTES = 1 << 28
 POSE_NEAR_NS = 500_000_000
 SILENT_S = 0.25
 """Silence after which a device is asked, once, whether it is still there."""
 _READ = 1 << 18
+_POSES = (Transform, TData, QTData, Position)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +64,7 @@ class _Device:
     writer: asyncio.StreamWriter
     linked: set[str] = field(default_factory=set)
     pushed: dict[str, list[bytes]] = field(default_factory=dict)
+    complained: bool = False
 
 
 class DeviceListener:
@@ -141,22 +143,36 @@ class DeviceListener:
             if message.device == imaging.image and isinstance(message.body, Image):
                 self._image(source, imaging, message, received_ns, wall_ns)
                 return
-        if self._pushed and not isinstance(message.body, (Image, Status)):
-            source = self._source(message)
-            if self._writer_of.get(source) is not device.writer:
-                if source in device.linked:
-                    return  # what was on its way when another connection took the source over
-                self._take_over(source, device.writer)
-                device.linked.add(source)
-                self._on_link(source, None)
-            device.pushed.setdefault(source, []).append(encode(message))
+        if not self._pushed or not isinstance(message.body, _POSES):
+            return
+        owner = self._source(message, device)
+        if owner is None:
+            return
+        if self._writer_of.get(owner) is not device.writer:
+            if owner in device.linked:
+                return  # what was on its way when another connection took the source over
+            self._take_over(owner, device.writer)
+            device.linked.add(owner)
+            self._on_link(owner, None)
+        device.pushed.setdefault(owner, []).append(encode(message))
 
-    def _source(self, message: Message) -> str:
-        """Return the pushed source that a message belongs to: by its names, else the first."""
+    def _source(self, message: Message, device: _Device) -> str | None:
+        """Return the pushed source that a pose belongs to by its names; None for a pose that nobody waits for.
+
+        Only a pose that somebody waits for makes its device the source: what else a second device has to say must not
+        end the tracker's connection.
+        """
         names = [message.device]
         if isinstance(message.body, (TData, QTData)):
             names += [element.name for element in message.body.elements]
-        return next((self._source_of[name] for name in names if name in self._source_of), self._pushed[0])
+        for name in names:
+            if name in self._source_of:
+                return self._source_of[name]
+        if not device.complained:
+            device.complained = True
+            known = ", ".join(self._source_of) or "none"
+            self._on_note("pose_unknown", f"{message.device}: a pose that no tool is configured for; known: {known}")
+        return None
 
     def _take_over(self, source: str, writer: asyncio.StreamWriter) -> None:
         """Give a source to the connection that speaks for it now; two at once would mix two devices' poses.

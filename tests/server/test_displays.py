@@ -11,15 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import vtk
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -41,15 +39,11 @@ from navsrv.wire.openigtlink import (
 )
 from tests.server.conftest import BALLS, CONFIG, write_ball
 from tests.server.live import LiveServer, Tracker
+from tests.server.peers import FLIP, PATIENCE_S, T_CT_FROM_REF, Array, Display, Feed
 
 pytestmark = pytest.mark.realtime
 
-T_CT_FROM_REF = np.array([[0, -1, 0, 10], [1, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1.0]])
-FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-PATIENCE_S = 30.0
 TCP_REPAIR = 19
-
-Array = NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
@@ -79,85 +73,6 @@ def room(case: Path) -> Iterator[tuple[LiveServer, Tracker]]:
         tracker.accept()
         server.frame_of(tracker.pose(np.eye(4)))
         yield server, tracker
-
-
-class Feed:
-    """Sends a needle's pose at a rate from a thread of its own, within a block."""
-
-    def __init__(self, tracker: Tracker, rate_hz: float, needle: Array | None = None, status: str = "OK") -> None:
-        self._tracker, self._period_s, self._status = tracker, 1.0 / rate_hz, status
-        self.needle = np.eye(4) if needle is None else needle
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._end.wait(max(0.0, due - time.monotonic())):
-            with contextlib.suppress(OSError):
-                self._tracker.pose(self.needle, status=self._status)
-            due += self._period_s
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-
-
-class Display:
-    """A plain display: asks, and collects whole messages with the time of their arrival."""
-
-    def __init__(self, port: int, version: int = 2, receive_buffer: int | None = None) -> None:
-        self.version = version
-        self.sock = socket.socket()
-        if receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(PATIENCE_S)
-        self.sock.connect(("127.0.0.1", port))
-        self.framer = Framer()
-        self.heard: list[tuple[float, Message]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.sock.close()
-
-    def ask(self, query: Query, device: str = "") -> None:
-        self.sock.sendall(encode(Message(device, 0, query, self.version)))
-
-    def read(self, size: int = 1 << 16) -> bool:
-        """Take what is there; False at the end of the connection."""
-        data = self.sock.recv(size)
-        now = time.monotonic()
-        self.heard += [(now, message) for message in self.framer.feed(data)]
-        return bool(data)
-
-    def for_seconds(self, seconds: float) -> list[tuple[float, Message]]:
-        """Return what arrives within a time."""
-        self.heard.clear()
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if select.select([self.sock], [], [], left)[0]:
-                assert self.read(), "the server ended the connection"
-        return list(self.heard)
-
-    def until(self, fits: Callable[[Message], bool]) -> Message:
-        """Return the first message that fits, in what was heard before or comes now."""
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            found = [message for _, message in self.heard if fits(message)]
-            if found:
-                self.heard.clear()
-                return found[0]
-            assert time.monotonic() < end, [m.type_name for _, m in self.heard]
-            assert self.read(), "the server ended the connection"
 
 
 def answer_to(query: str) -> Callable[[Message], bool]:
