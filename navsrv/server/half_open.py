@@ -11,7 +11,7 @@ import contextlib
 import socket
 from typing import Final
 
-NOTICE_MS: Final = 700
+NOTICE_MS: Final = 500
 """How long bytes of ours may stay unacknowledged: with the silence before them, a second in all."""
 CONNECT_MS: Final = 1000
 """How long a connection attempt may hang; less than that is one lost packet, which the kernel repeats after 1 s."""
