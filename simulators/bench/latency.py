@@ -185,6 +185,7 @@ def ours(
                 receiver.wait_for("displays", PATIENCE_S)
         stamps, latency_ms = c.latencies()
         figures = {**spread(latency_ms), **c.stages(), **cpu, "frame_bytes": seen["bytes"]}
+        figures.update({name: seen[name] for name in ("skipped_poses", "missed_deadlines")})
         shares = {name: shares_of(c.out(f"{name}.npz"), stamps) for name in receivers if name != "meter"}
     worst = min([figures["delivered"], *shares.get("zeromq", [])])
     others = {name: min(found, default=None) for name, found in shares.items() if name != "zeromq"}

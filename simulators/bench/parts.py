@@ -133,7 +133,10 @@ def meter(port: int, out: str) -> None:
         if stamp is not None and stamp not in first:
             first[stamp] = (arrived_ns, *loop_times(payload))
     np.save(out, np.array([(k, *v) for k, v in first.items()], np.int64).reshape(-1, 4))
-    say(frames=len(received), bytes=float(np.median([len(p) for _, p in received])) if received else 0.0)
+    ours = bool(received) and any(loop_times(received[-1][1]))
+    last = msgspec.msgpack.decode(received[-1][1][len(b"guidance") :]) if ours else {}
+    counts = {name: last.get(name, 0) for name in ("skipped_poses", "missed_deadlines")}
+    say(**counts, frames=len(received), bytes=float(np.median([len(p) for _, p in received])) if received else 0.0)
 
 
 def zeromq(port: int, count: int, stalled: int, out: str) -> None:
