@@ -19,6 +19,7 @@ export class Panels {
   }
 
   setCase(caseInfo, colours) {
+    this.items.clear(); // rows made before the case was known have neither colour nor limits
     this.text("#case-name", caseInfo.name);
     caseInfo.structures.forEach((structure, i) => {
       this.limits.set(structure.name, structure);
