@@ -161,11 +161,10 @@ def test_the_tracked_surface_lies_where_an_independent_computation_says(phantom:
     assert np.abs(np.abs(distances) - from_the_file).max() < 0.05
     assert median_is_plausible(distances)
     worst = np.abs(np.abs(distances) - on_exported).max(), np.abs(np.abs(distances) - from_the_file).max()
-    print(
-        f"\nFRE rms {result['fre_mm']:.3f} mm; {len(distances)} scan points:"
-        f" median {np.median(np.abs(distances)):.3f} mm unsigned, {np.median(distances):.3f} mm signed; largest difference from an independent one"
-        f" {worst[0]:.5f} mm (exported surface), {worst[1]:.5f} mm (surface made from the file by VTK)"
-    )
+    unsigned, signed = np.median(np.abs(distances)), np.median(distances)
+    print(f"\nFRE rms {result['fre_mm']:.3f} mm; {len(distances)} scan points:")
+    print(f"median {unsigned:.3f} mm unsigned, {signed:.3f} mm signed; largest difference from an independent")
+    print(f"closest point {worst[0]:.5f} mm (exported surface), {worst[1]:.5f} mm (made from the file by VTK)")
 
 
 def test_a_registration_shifted_by_3_mm_is_caught(phantom: dict[str, Any], config: Path) -> None:
