@@ -24,6 +24,8 @@ from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.half_open import notice_half_open
 from navsrv.wire.openigtlink import Framer, Image, Message, Position, QTData, TData, Transform, encode
 
+END_S = 1.0
+"""How long the end of the session waits for its devices' connections."""
 MAX_IMAGE_BYTES = 1 << 28
 POSE_NEAR_NS = 500_000_000
 SILENT_S = 0.25
@@ -84,6 +86,7 @@ class DeviceListener:
         self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
         self._poses: dict[str, _PoseHistory] = {}
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._writer_of: dict[str, asyncio.StreamWriter] = {}
 
     async def serve(self, host: str, port: int) -> tuple[asyncio.Server, int]:
@@ -97,16 +100,22 @@ class DeviceListener:
         if writer is not None:
             writer.close()
 
-    def end_all(self) -> None:
-        """Close every device's connection."""
+    async def end_all(self) -> None:
+        """Close every device's connection, and wait until each has said so."""
         for writer in list(self._writers):
             writer.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=END_S)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = "{}:{}".format(*writer.get_extra_info("peername")[:2])
         framer = Framer(max_body_bytes=MAX_IMAGE_BYTES)
         device = _Device(writer)
         self._writers.add(writer)
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         why = "the device closed the connection"
         try:
             sock: socket.socket = writer.get_extra_info("socket")

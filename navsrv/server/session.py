@@ -101,7 +101,7 @@ class Session:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)  # ending is not to be interrupted: it leaves nothing behind
-            self._listener.end_all()
+            await self._listener.end_all()
             self._stop()
         if failure is not None:
             print(f"navsrv: {failure}", file=sys.stderr)

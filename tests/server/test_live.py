@@ -461,9 +461,13 @@ def test_check_lists_faults_of_all_kinds_at_once(balls: Path) -> None:
 def test_nothing_is_left_behind(balls: Path) -> None:
     """A server told to end takes its children with it, and its recording is whole."""
     with Tracker() as tracker, LiveServer(balls, balls.parent, [f"trackers.main.port={tracker.port}"]) as server:
+        device = socket.create_connection(("127.0.0.1", server.ports["devices"]), timeout=20.0)
+        device.recv(65536)
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
         assert len(children) >= 3
         assert server.stop() == 0
+        device.close()
+        assert "Traceback" not in server.errors()
     end = time.monotonic() + 5.0
     while left := [pid for pid in children if os.path.exists(f"/proc/{pid}")]:
         assert time.monotonic() < end, left
