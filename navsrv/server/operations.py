@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+LARGEST: Final = 1e6
+"""No number of a command is larger: points are millimetres, pauses seconds.  NaN fails the comparison."""
+
 _SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
     "text": {"type": "string"},
     "flag": {"type": "boolean"},
@@ -60,7 +63,7 @@ class Operation:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _fits(kind: str, value: object) -> bool:

@@ -200,6 +200,19 @@ def test_bad_commands_are_answered_with_one_line(room: tuple[LiveServer, Tracker
         ({"id": 4, "op": "acknowledge_alarm", "args": {"id": "no such"}}, "no alarm 'no such'"),
         ({"id": 5, "op": "accept_registration", "args": {"id": "R99"}}, "R99"),
         ({"id": 6, "op": "set_phase", "args": {"phase": "lunch"}}, "unknown phase"),
+        (
+            {"id": 8, "op": "collect_landmark", "args": {"tool": "Needle", "name": "a", "point_ct_mm": [1e308, 0, 0]}},
+            "point",
+        ),
+        (
+            {
+                "id": 9,
+                "op": "collect_landmark",
+                "args": {"tool": "Needle", "name": "a", "point_ct_mm": [float("nan"), 0, 0]},
+            },
+            "point",
+        ),
+        ({"id": 10, "op": "pause_audio", "args": {"seconds": 1e9}}, "seconds"),
         ({"id": 7, "op": "park_tool", "args": {"tool": "Hammer", "parked": True}}, "Hammer"),
     ]:
         answer = server.request(request)
@@ -276,6 +289,13 @@ def test_a_browser_gets_the_same_frames_and_at_most_eight_unacknowledged(linked:
             async with session.ws_connect(f"{base}/ws", headers={"Origin": "http://elsewhere.example"}) as ws:
                 raise AssertionError(f"a foreign page may not speak here: {ws}")
 
+    async def rebound() -> int:
+        base = f"http://127.0.0.1:{server.ports['http']}"
+        headers = {"Host": "evil.example:80", "Origin": "http://evil.example:80"}
+        async with aiohttp.ClientSession() as session, session.get(f"{base}/ws", headers=headers) as answer:
+            return answer.status
+
+    assert asyncio.run(rebound()) == 403
     with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
         asyncio.run(watch())
     assert refusal.value.status == 403
