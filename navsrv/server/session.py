@@ -185,8 +185,10 @@ class Session:
             loop.remove_reader(child.channel.fileno())
         for child in reversed([c for c in self._children if c.name != "recorder"]):
             child.stop()
+        # Asked before the pool forgets them: a registration that is running must not hold up the end.
+        workers = list((self._worker._processes or {}).values())
         self._worker.shutdown(wait=False, cancel_futures=True)
-        for process in list((self._worker._processes or {}).values()):
+        for process in workers:
             process.terminate()
             process.join(2.0)
         if self._recorder is not None:
