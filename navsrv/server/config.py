@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from devices.openigtlink import parse_transform_name
+from navsrv.kernel.checking import Checker, rule
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import RIGIDITY_TOLERANCE, rotation_defect
 from navsrv.pipeline.setup import GAUGE_MM
-from navsrv.server.checking import Checker, rule
 
 T = TypeVar("T")
 
