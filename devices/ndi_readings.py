@@ -13,12 +13,13 @@ from typing import Final
 
 from devices.ndi_protocol import BAUD_CODES, HandleReading, HandleState, Port
 from devices.ndi_rom import RomFile
-from devices.openigtlink import CLOCK_JUMP_NS, MAX_TRANSLATION_MM, parse_transform_name
+from devices.openigtlink import MAX_TRANSLATION_MM, parse_transform_name
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Frame, Rigid, rotation_from_quaternion_wxyz
 from navsrv.kernel.samples import PoseSample, Tracking
 
 FRAME_WRAP: Final = 1 << 32
+CLOCK_JUMP_NS: Final = 500_000_000
 QUATERNION_SLACK: Final = 0.01
 """Four decimals leave 1e-4 at most; what is farther from length one is no rounding."""
 BAD_FIT: Final = 0x01

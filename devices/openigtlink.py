@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from devices.clock import SourceClock
 from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import Array, Frame, Rigid, rotation_from_quaternion_wxyz
 from navsrv.kernel.samples import PoseSample, Tracking
@@ -39,9 +40,8 @@ MAX_NAMES: Final = 256
 MAX_TRANSLATION_MM: Final = 100_000.0
 """A tool 100 m away is a broken number, not a tool."""
 MAX_STATUS_CHARACTERS: Final = 40
-CLOCK_DRIFT: Final = 1e-4
-"""Largest drift of a device's clock against ours that is taken as normal (100 ppm)."""
-CLOCK_JUMP_NS: Final = 500_000_000
+CONFIRMING: Final = 3
+"""Poses of one name, each newer than the one before but older than the newest, that show a clock set back."""
 _NO_ROTATION: Final = np.zeros(4)
 _NAME: Final = re.compile(r"(?P<frm>.+)To(?P<to>[A-Z].*)", re.DOTALL)
 
@@ -65,6 +65,10 @@ class SourceSpec:
     stamps: Stamps = Stamps.DEVICE
     names: Mapping[str, str] = field(default_factory=dict)
     """Device name on the wire to transform name, where the two differ."""
+    latency_ns: int = 0
+    """Declared time from a measurement to its stamp, or to its receipt where stamps mean nothing."""
+    unknown_latency_ns: int = 0
+    """How much longer it may have been: no one-way stamp can tell."""
 
 
 @dataclass(slots=True)
@@ -105,10 +109,8 @@ class OpenIgtLinkSource:
         self._framer = Framer(max_body_bytes=MAX_MESSAGE_BYTES)
         self._frames: dict[str, tuple[Frame, Frame] | None] = {}
         self._last_stamp: dict[str, int] = {}
-        self._newest_stamp = 0
-        self._largest_offset_ns: int | None = None
-        self._offset_wall_ns = 0
-        self._late_ns = 0
+        self._behind: dict[str, tuple[int, int]] = {}
+        self.clock = SourceClock(int(1e9 / spec.rate_hz))
 
     def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
         """Return the samples that these bytes complete.
@@ -146,19 +148,28 @@ class OpenIgtLinkSource:
     def _sample(
         self, message: Message, wire_name: str, matrix: Array, received_ns: int, wall_ns: int
     ) -> PoseSample | None:
-        name = self.spec.names.get(wire_name, wire_name)
+        spec = self.spec
+        name = spec.names.get(wire_name, wire_name)
         frames = self._frames_of(name)
         if frames is None:
             self.counts.unknown_names += 1
             return None
-        stamp, jump_ns = self._stamp(message.timestamp, wall_ns)
-        if stamp is not None and not self._in_order(name, stamp):
-            return None
-        trust_key = None if self.spec.trusted else f"trackers.{self.spec.name}.trusted"
+        stamp = self._stamp(message.timestamp)
+        jump_ns = 0
+        if stamp is not None:
+            jump_ns = self.clock.observe(stamp, received_ns) or self._stepped_back(name, stamp, received_ns)
+            if jump_ns:
+                self.counts.clock_jumps += 1
+                self.jumped = True
+                self._last_stamp.clear()
+                self._behind.clear()
+            if not self._in_order(name, stamp):
+                return None
+        trust_key = None if spec.trusted else f"trackers.{spec.name}.trusted"
         tracking, reason = tracking_of(message, name, trust_key)
         if jump_ns:
             # A late message looks like a clock set back, and its pose may be old: the next one has to confirm it.
-            tracking, reason = Tracking.MISSING, f"{name}: the clock of its source jumped by {jump_ns / 1e9:+.1f} s"
+            tracking, reason = Tracking.MISSING, f"{name}: the clock of its source jumped by {jump_ns / 1e9:+.2f} s"
         pose = None
         if tracking is Tracking.OK:
             pose, fault = _pose(frames, matrix)
@@ -170,7 +181,13 @@ class OpenIgtLinkSource:
         else:
             self.counts.invalid += 1
         pose_time_ns = wall_ns if stamp is None else stamp
-        return PoseSample(name, pose, tracking, reason, stamp, pose_time_ns, received_ns, self._late_ns)
+        late_ns, unknown_ns = (
+            0 if stamp is None else self.clock.late_ns,
+            spec.unknown_latency_ns + self.clock.shifted_ns,
+        )
+        return PoseSample(
+            name, pose, tracking, reason, stamp, pose_time_ns, received_ns, late_ns, spec.latency_ns, unknown_ns
+        )
 
     def _frames_of(self, name: str) -> tuple[Frame, Frame] | None:
         if name not in self._frames:
@@ -179,34 +196,23 @@ class OpenIgtLinkSource:
             self._frames[name] = parse_transform_name(name)
         return self._frames[name]
 
-    def _stamp(self, timestamp: int, wall_ns: int) -> tuple[int | None, int]:
-        """Return the stamp (None when it means nothing) and by how much (ns) the device's clock jumped, mostly 0.
+    def _stamp(self, timestamp: int) -> int | None:
+        """Return the stamp (ns since the Unix epoch), or None when it means nothing."""
+        return None if self.spec.stamps is Stamps.RECEIPT or timestamp == 0 else ns_from_timestamp(timestamp)
 
-        A late message makes the device's clock seem to lag, but its stamp still grows: so a jump ahead is a stamp
-        earlier against our clock than any before, and a jump back is a stamp older than the newest before it.
+    def _stepped_back(self, name: str, stamp: int, received_ns: int) -> int:
+        """Return by how much (ns) the clock was set back, if this stamp confirms that; else 0.
+
+        One pose that comes after a newer one was overtaken; when several in a row are older than the newest and in
+        order among themselves, it is their clock.
         """
-        if self.spec.stamps is Stamps.RECEIPT or timestamp == 0:
-            self._late_ns = 0
-            return None, 0
-        stamp = ns_from_timestamp(timestamp)
-        offset = stamp - wall_ns
-        largest = self._largest_offset_ns
-        ahead = 0 if largest is None else offset - largest
-        back = 0 if largest is None else stamp - self._newest_stamp
-        jump = ahead if ahead > CLOCK_JUMP_NS else back if back < -CLOCK_JUMP_NS else 0
-        if jump:
-            self.counts.clock_jumps += 1
-            self.jumped = True
-            self._last_stamp.clear()
-        if jump or largest is None:
-            self._newest_stamp, self._largest_offset_ns = stamp, offset
-        else:
-            # Two clocks drift: what was the shortest way once is forgotten slowly.
-            forgotten = largest - int(CLOCK_DRIFT * max(wall_ns - self._offset_wall_ns, 0))
-            self._newest_stamp, self._largest_offset_ns = max(self._newest_stamp, stamp), max(forgotten, offset)
-        self._offset_wall_ns = wall_ns
-        self._late_ns = self._largest_offset_ns - offset
-        return stamp, jump
+        if stamp >= self._last_stamp.get(name, stamp):
+            self._behind.pop(name, None)
+            return 0
+        before, count = self._behind.get(name, (stamp, 0))
+        count = count + 1 if stamp > before else 1
+        self._behind[name] = (stamp, count)
+        return self.clock.stepped_back(stamp, received_ns) if count >= CONFIRMING else 0
 
     def _in_order(self, name: str, stamp: int) -> bool:
         """Say whether a stamp is newer than the last of its name: a repeated or late pose must not look fresh."""

@@ -40,6 +40,10 @@ class PoseSample:
         Monotonic time of the read that completed it.
     late_ns : int
         How much longer it was on its way than the quickest of its source lately, by the device's stamps.
+    latency_ns : int
+        Declared time from the measurement to the stamp, or to the receipt where stamps mean nothing.
+    unknown_ns : int
+        How much older than ``taken_ns`` the measurement may be, for all that is known.
     """
 
     name: str
@@ -50,11 +54,18 @@ class PoseSample:
     pose_time_ns: int
     received_ns: int
     late_ns: int = 0
+    latency_ns: int = 0
+    unknown_ns: int = 0
 
     @property
     def due_ns(self) -> int:
-        """When it would have been received had nothing held it up: from here its age counts."""
+        """When it would have been received had nothing held it up: from here its freshness counts."""
         return self.received_ns - self.late_ns
+
+    @property
+    def taken_ns(self) -> int:
+        """When it was measured, as far as that is known: from here the age that displays see counts."""
+        return self.received_ns - self.late_ns - self.latency_ns
 
     @property
     def stamp_source(self) -> str:

@@ -112,10 +112,10 @@ class PoseLink:
         return self.last if self.last is not None and self.last.pose is not None else None
 
     def skew_s(self, tool: PoseSample, tool_source: str, reference: PoseSample) -> float:
-        """Return the time (s) between the poses of a pair: by stamps of one clock, else by receipt."""
+        """Return the time (s) between the poses of a pair: by stamps of one clock, else by when they were due."""
         if tool_source == self.source.spec.name and None not in (tool.device_time_ns, reference.device_time_ns):
             return abs(tool.pose_time_ns - reference.pose_time_ns) / 1e9
-        return abs(tool.received_ns - reference.received_ns) / 1e9
+        return abs(tool.taken_ns - reference.taken_ns) / 1e9
 
     def speed_mm_s(self, point_mm: Array) -> float:
         """Return the mean speed (mm/s), in the tracker, of a point (3,) fixed to the body, from the newest poses.

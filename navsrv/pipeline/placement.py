@@ -148,8 +148,8 @@ class Placement:
         The tool moved on since its pose (unknown latency, and the age of a pose shown again); and between the two
         poses of a pair the patient moved with the reference, whether or not the tool seems to move against it.
         """
-        age_s = max(0.0, (now_ns - pair.tool.due_ns) / 1e9)
-        moved = self._speed_mm_s(pair.tool, tip) * (self._source.unknown_latency_s + age_s)
+        age_ns = max(0, now_ns - pair.tool.taken_ns) + pair.tool.unknown_ns
+        moved = self._speed_mm_s(pair.tool, tip) * age_ns / 1e9
         if pair.skew_s == 0.0 or self._reference is None:
             return moved
         tip_ref = accepted.T_ct_from_ref.inverse().apply(tip)

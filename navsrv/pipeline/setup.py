@@ -16,13 +16,12 @@ from navsrv.kernel.frames import Array, Frame, Rigid
 
 @dataclass(frozen=True, slots=True)
 class SourceSetup:
-    """A pose source, its freshness rule, and what its stamps leave unknown."""
+    """A pose source, its freshness rule and its noise."""
 
     spec: SourceSpec
     rule: FreshnessRule
     noise_mm: float
     noise_rad: float
-    unknown_latency_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

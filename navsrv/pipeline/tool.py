@@ -168,9 +168,9 @@ class ToolGuide:
     def _age_ms(self, now_ns: int, pair: Pair | None) -> float | None:
         """Return the age (ms) of the older of the two poses that the result depends on, or would."""
         if pair is not None:
-            return (now_ns - min(pair.tool.due_ns, pair.reference.due_ns)) / 1e6
+            return (now_ns - min(pair.tool.taken_ns, pair.reference.taken_ns)) / 1e6
         links = (self.link, self.reference)
-        seen = [link.last.due_ns for link in links if link is not None and link.last is not None]
+        seen = [link.last.taken_ns for link in links if link is not None and link.last is not None]
         return (now_ns - min(seen)) / 1e6 if seen else None
 
     def _unknown_rows(self) -> list[StructureRow]:

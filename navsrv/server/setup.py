@@ -55,11 +55,18 @@ def check_structures(config: Config, case: Case) -> None:
 def _source(name: str, tracker: TrackerConfig) -> SourceSetup:
     unknown_ms = tracker.unknown_latency_ms if tracker.latency_ms is None else tracker.latency_sigma_ms
     return SourceSetup(
-        spec=SourceSpec(name, tracker.rate_hz, tracker.trusted, Stamps(tracker.stamps), tracker.names),
+        spec=SourceSpec(
+            name,
+            tracker.rate_hz,
+            tracker.trusted,
+            Stamps(tracker.stamps),
+            tracker.names,
+            latency_ns=int(1e6 * (tracker.latency_ms or 0.0)),
+            unknown_latency_ns=int(1e6 * unknown_ms),
+        ),
         rule=FreshnessRule.for_rate(tracker.rate_hz),
         noise_mm=tracker.noise_mm,
         noise_rad=math.radians(tracker.noise_deg),
-        unknown_latency_s=unknown_ms / 1e3,
     )
 
 

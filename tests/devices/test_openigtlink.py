@@ -296,6 +296,33 @@ def test_a_clock_jump_is_told_and_the_next_pose_confirms_it(jump_s: float) -> No
     assert source.counts == SourceCounts(accepted=3, invalid=1, clock_jumps=1)
 
 
+@pytest.mark.parametrize("set_back_ms", [40, 300])
+def test_a_clock_set_back_a_little_is_known_by_the_third_pose_in_a_row(set_back_ms: int) -> None:
+    """Until then they look like poses that newer ones overtook; after that nothing is late for ever."""
+    source = Source()
+    for step in range(1, 300):
+        source.now_ns = step * 10 * MS
+        samples = source.read(transform(T0 + source.now_ns - (set_back_ms * MS if step >= 150 else 0)))
+        assert source.driver.jumped == (step == 152)
+        if step in (150, 151):
+            assert samples == []
+        elif step == 152:
+            assert f"jumped by -{set_back_ms / 1e3:.2f} s" in samples[0].reason
+        else:
+            assert samples[0].pose is not None
+            assert samples[0].late_ns < MS
+    assert source.counts == SourceCounts(accepted=296, invalid=1, out_of_order=2, clock_jumps=1)
+
+
+def test_a_pose_that_was_overtaken_is_no_clock_set_back() -> None:
+    source = Source()
+    order = [i + 1 if i % 10 == 5 else i - 1 if i % 10 == 6 else i for i in range(200)]
+    for place, number in enumerate(order):
+        source.now_ns = place * 10 * MS
+        source.read(transform(T0 + number * 10 * MS))
+    assert source.counts == SourceCounts(accepted=180, out_of_order=20)
+
+
 def test_one_pose_that_is_a_second_late_is_never_believed() -> None:
     source = Source()
     source.one(transform(T0))

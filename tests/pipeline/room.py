@@ -77,8 +77,10 @@ BONE = StructureSetup("Bone", "bone", 0.1, Limits(), sphere(0.0, 0.0, 0.0, 30.0)
 
 
 def source(name: str = "main", rate_hz: float = 100.0, trusted: bool = False, **more: Any) -> SourceSetup:
-    spec = SourceSpec(name, rate_hz, trusted, more.pop("stamps", Stamps.DEVICE))
-    values = {"noise_mm": 0.1, "noise_rad": 1e-4, "unknown_latency_s": 0.0} | more
+    latency_ns, unknown_ns = (int(1e9 * more.pop(key, 0.0)) for key in ("latency_s", "unknown_latency_s"))
+    stamps = more.pop("stamps", Stamps.DEVICE)
+    spec = SourceSpec(name, rate_hz, trusted, stamps, latency_ns=latency_ns, unknown_latency_ns=unknown_ns)
+    values = {"noise_mm": 0.1, "noise_rad": 1e-4} | more
     return SourceSetup(spec, FreshnessRule.for_rate(rate_hz), **values)
 
 

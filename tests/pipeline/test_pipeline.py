@@ -281,6 +281,20 @@ def test_unknown_latency_counts_as_the_tools_speed() -> None:
     assert closing == pytest.approx(10.0, rel=0.02)
 
 
+def test_a_declared_latency_counts_in_the_age_and_the_doubt_but_is_no_fault() -> None:
+    """A Vega's 14 ms are no reason for DEGRADED, yet the tip moved on since."""
+    seen = []
+    for latency_s in (0.0, 0.014):
+        room = Room(make_setup(sources=(source(latency_s=latency_s),), preset=preset()))
+        for i in range(30):
+            room.wait(4)
+            frame = room.pair(at(0.0, 0.0, 100.0 - 0.2 * i))  # 50 mm/s
+        assert frame.state == "OK"
+        seen.append((frame.age_ms or 0.0, frame.structures[0].sigma_mm or 0.0))
+    assert seen[1][0] - seen[0][0] == pytest.approx(14.0, abs=0.01)
+    assert np.sqrt(seen[1][1] ** 2 - seen[0][1] ** 2) == pytest.approx(50.0 * 0.014, rel=0.05)
+
+
 def test_a_pose_shown_again_is_less_sure_than_it_was() -> None:
     room = Room(make_setup(preset=preset()))
     for i in range(30):
