@@ -35,6 +35,12 @@ class Stream(IntEnum):
     CARM = 3
     NOISE = 4
     TREMOR = 5
+    CAMERA = 6
+    PLACEMENT = 7
+    BREATH = 8
+    HAND = 9
+    NEEDLE = 10
+    MOTION = 11
 
 
 def stream(seed: int, which: Stream) -> np.random.Generator:
