@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+from scipy.stats import chi2
 
-from calibration.landmarks import fitzpatrick_tre_mm, match_landmarks, solve_landmarks
+from calibration.landmarks import solve_landmarks
+from calibration.matching import match_landmarks
+from calibration.paired import fitzpatrick_tre_mm
 from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import TRACKER, Array
 from navsrv.kernel.registration import Verdict, tre_rms_mm
@@ -171,3 +175,92 @@ def test_pelvis_phantom_fiducials(data_dir: Path) -> None:
     # The phantom is nearly symmetric under half a turn: the exchanged order fits with 1.9 mm, and that is said.
     assert matched.verdict is Verdict.DOUBT
     assert "another order" in matched.reason
+
+
+CAMERA_MM2 = np.diag([0.15, 0.15, 0.9]) ** 2
+
+
+def test_noise_that_differs_between_axes_is_weighed_and_predicted() -> None:
+    """Catches weights that are not turned into the other frame, and a covariance of the unweighted fit."""
+    rng = np.random.default_rng(21)
+    seen, rotation, translation = moved(POINTS_MM)
+    target_seen = (TARGET_MM - translation) @ rotation
+    picking_mm2 = np.diag([0.2, 0.2, 0.4]) ** 2
+    distances, plain, weighted = [], [], []
+    for _ in range(300):
+        noisy = seen + rng.multivariate_normal(np.zeros(3), CAMERA_MM2, len(seen))
+        planned = POINTS_MM + rng.multivariate_normal(np.zeros(3), picking_mm2, len(seen))
+        result = solve_landmarks(
+            noisy, planned, frm=TRACKER, target_ct_mm=TARGET_MM, noise_from_mm2=CAMERA_MM2, noise_ct_mm2=picking_mm2
+        )
+        turn = result.transform.rotation @ rotation.T
+        off = np.r_[Rotation.from_matrix(turn).as_rotvec(), result.transform.translation_mm - turn @ translation]
+        assert result.transform.covariance is not None
+        distances.append(float(off @ np.linalg.solve(result.transform.covariance, off)))
+        weighted.append(float(((result.transform.apply(target_seen) - TARGET_MM) ** 2).sum()))
+        other = solve_landmarks(noisy, planned, frm=TRACKER, target_ct_mm=TARGET_MM, fle_mm=1.0)
+        plain.append(float(((other.transform.apply(target_seen) - TARGET_MM) ** 2).sum()))
+    assert np.mean(distances) == pytest.approx(6.0, rel=0.15)
+    assert 0.92 <= np.mean(np.array(distances) < chi2.ppf(0.95, 6)) <= 0.98
+    assert result.tre_mm**2 == pytest.approx(np.mean(weighted), rel=0.2)
+    assert np.mean(weighted) < 0.9 * np.mean(plain)  # knowing the noise is worth something
+
+
+def test_an_outlier_is_proposed_by_name_and_noise_alone_seldom_is() -> None:
+    rng = np.random.default_rng(22)
+    seen, _, _ = moved(POINTS_MM)
+    named = alarms = 0
+    for _ in range(200):
+        noisy = seen + rng.normal(0.0, 0.4, seen.shape)
+        result = solve_landmarks(noisy, POINTS_MM, frm=TRACKER, target_ct_mm=TARGET_MM)
+        alarms += "outlier_proposed" in dict(result.details)
+        noisy[3] += (0.0, 5.0, 0.0)
+        result = solve_landmarks(noisy, POINTS_MM, frm=TRACKER, target_ct_mm=TARGET_MM)
+        named += dict(result.details).get("outlier_proposed") == 4.0
+        assert result.verdict is not Verdict.ACCEPT or "outlier_proposed" not in dict(result.details)
+    assert named > 180
+    assert alarms <= 7  # 1 % of 200, and its own chance
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ten_landmarks_in_any_order_are_put_right(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    points = rng.uniform(-80.0, 80.0, (10, 3))
+    seen, _, _ = moved(points, seed)
+    order = rng.permutation(10)
+    match = match_landmarks(seen[order] + rng.normal(0.0, 0.5, (10, 3)), points)
+    assert match.order == tuple(order)
+    assert match.chance < 1e-3
+
+
+def test_order_agrees_with_trying_every_one() -> None:
+    """An independent exhaustive search says which order is best and which next; so must the pruned one."""
+    rng = np.random.default_rng(23)
+    for _ in range(5):
+        points = rng.uniform(-60.0, 60.0, (5, 3))
+        seen, _, _ = moved(points, int(rng.integers(100)))
+        seen = seen[rng.permutation(5)] + rng.normal(0.0, 2.0, (5, 3))
+        costs = []
+        for order in permutations(range(5)):
+            found = Rotation.align_vectors(points[list(order)] - points.mean(axis=0), seen - seen.mean(axis=0))
+            costs.append((float(found[1]) / np.sqrt(5), order))
+        costs.sort()
+        try:
+            match = match_landmarks(seen, points)
+        except CalibrationError:
+            assert costs[1][0] < 3.5 * costs[0][0] or costs[1][0] - costs[0][0] < 1.0
+            continue
+        assert match.order == costs[0][1]
+        assert match.fre_mm == pytest.approx(costs[0][0], abs=1e-6)
+        assert match.next_fre_mm <= costs[1][0] + 1e-6
+
+
+def test_points_that_are_not_the_same_and_too_many_are_refused() -> None:
+    rng = np.random.default_rng(24)
+    with pytest.raises(CalibrationError, match=r"no order of the 6 landmarks fits|stays open"):
+        match_landmarks(rng.uniform(-300.0, 300.0, (6, 3)), POINTS_MM)
+    with pytest.raises(CalibrationError, match="11 landmarks in unknown order"):
+        match_landmarks(rng.uniform(-99, 99, (11, 3)), rng.uniform(-99, 99, (11, 3)))
+    ring = np.array([(60 * np.cos(t), 60 * np.sin(t), 5.0 * (i % 2)) for i, t in enumerate(np.arange(10) * np.pi / 5)])
+    with pytest.raises(CalibrationError, match="ambiguous"):
+        match_landmarks(ring, ring)

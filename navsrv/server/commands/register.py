@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     landmarks.add_argument("planned", type=Path, metavar="CT.csv", help="the same points in the CT, LPS mm")
     landmarks.add_argument("--target", type=float, nargs=3, required=True, metavar=("X", "Y", "Z"), help="LPS mm")
     landmarks.add_argument("--fle", type=float, metavar="MM", help="localisation error, rms length; else estimated")
-    landmarks.add_argument("--match", action="store_true", help="the order is not known (at most six points)")
+    landmarks.add_argument("--match", action="store_true", help="the order is not known (at most ten points)")
     landmarks.add_argument("--json", action="store_true")
     cbct = kinds.add_parser(
         "cbct",
