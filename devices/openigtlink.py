@@ -233,9 +233,9 @@ def tracking_of(message: Message, name: str, trust_key: str | None) -> tuple[Tra
     Where several keys speak, all must say OK.  ``trust_key`` is the configuration key that would make a pose without
     status usable; None when that was said.
     """
-    words = [word for key in STATUS_KEYS if (word := message.meta(key)) is not None]
+    words = [word for key in STATUS_KEYS if (word := message.meta(key)) is not None] if message.metadata else []
     for word in words:
-        if word.strip().upper() not in OK_WORDS:
+        if word not in OK_WORDS and word.strip().upper() not in OK_WORDS:
             return Tracking.MISSING, f"{name}: {_shown(word)}"
     if words:
         return Tracking.OK, ""

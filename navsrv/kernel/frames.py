@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from navsrv.kernel.errors import FrameMismatch
@@ -76,22 +77,55 @@ def nearest_rotation(matrix: Array) -> Array:
 
 
 def polished_rotation(rotation: Array) -> Array:
-    """Return the rotation nearest to an almost orthonormal (3, 3), by two Newton-Schulz steps (Higham 1986).
+    """Return the rotation nearest to an almost orthonormal (3, 3); what is farther off comes back as it is."""
+    matrix, polished = np.eye(4), np.empty((3, 3))
+    matrix[:3, :3] = rotation
+    return polished if _settle_rigid(matrix, polished, np.empty(3)) else rotation
 
-    Each step squares the error: a defect of ``RIGIDITY_TOLERANCE`` leaves less than 1e-10, float32 rounding leaves
-    nothing, after the first step already.  A tenth of the cost of an SVD.
+
+@njit(cache=True, nogil=True)
+def _settle_rigid(matrix: Array, rotation: Array, translation_mm: Array) -> bool:
+    """Fill the rotation (3, 3) nearest to that of a (4, 4), and its translation (3,); say whether it is one at all.
+
+    Newton-Schulz steps (Higham 1986), each of which squares the error: a defect of ``RIGIDITY_TOLERANCE`` leaves less
+    than 1e-12 after two, float32 rounding leaves nothing after the first.
     """
-    return _polished(_polished(rotation))
+    worst = 0.0
+    for i in range(3):
+        translation_mm[i] = matrix[i, 3]
+        if not np.isfinite(matrix[i, 3]):
+            return False
+        for j in range(3):
+            rotation[i, j] = matrix[i, j]
+            product = matrix[0, i] * matrix[0, j] + matrix[1, i] * matrix[1, j] + matrix[2, i] * matrix[2, j]
+            defect = abs(product - (1.0 if i == j else 0.0))
+            if not defect <= RIGIDITY_TOLERANCE:
+                return False
+            worst = max(worst, defect)
+    r = rotation
+    determinant = (
+        r[0, 0] * (r[1, 1] * r[2, 2] - r[1, 2] * r[2, 1])
+        - r[0, 1] * (r[1, 0] * r[2, 2] - r[1, 2] * r[2, 0])
+        + r[0, 2] * (r[1, 0] * r[2, 1] - r[1, 1] * r[2, 0])
+    )
+    if determinant <= 0.0:
+        return False
+    before, product = np.empty((3, 3)), np.empty((3, 3))
+    for _ in range(1 if worst <= ROUNDING else 2):
+        before[:] = rotation
+        for i in range(3):
+            for j in range(3):
+                square = before[0, i] * before[0, j] + before[1, i] * before[1, j] + before[2, i] * before[2, j]
+                product[i, j] = (1.5 if i == j else 0.0) - 0.5 * square
+        for i in range(3):
+            for j in range(3):
+                rotation[i, j] = (
+                    before[i, 0] * product[0, j] + before[i, 1] * product[1, j] + before[i, 2] * product[2, j]
+                )
+    return True
 
 
-def _polished(rotation: Array) -> Array:
-    """Return one Newton-Schulz step."""
-    result: Array = rotation @ (_EYE_AND_HALF - 0.5 * (rotation.T @ rotation))
-    return result
-
-
-_EYE_AND_HALF: Final = 1.5 * np.eye(3)
-_ROUNDING: Final = 1e-6
+ROUNDING: Final = 1e-6
 """A defect that one step leaves below the rounding of float64."""
 _LAST_ROW: Final = [0.0, 0.0, 0.0, 1.0]
 
@@ -138,20 +172,15 @@ class Rigid:
     @classmethod
     def from_matrix(cls, to: Frame, frm: Frame, matrix: ArrayLike, covariance: Array | None = None) -> Rigid:
         """Return the transform of a (4, 4) homogeneous matrix; rounding of the rotation is removed."""
-        m = np.asarray(matrix, dtype=np.float64)
+        m = np.ascontiguousarray(matrix, dtype=np.float64)
         if m.shape != (4, 4) or m[3].tolist() != _LAST_ROW:
             raise ValueError(f"not a homogeneous 4x4 matrix for {to} from {frm}")
-        rotation = m[:3, :3]
-        defect = rotation_defect(rotation)
-        # What is too far from a rotation goes on as it is, to be refused with its true defect.
-        if covariance is not None or defect > RIGIDITY_TOLERANCE:
-            near = defect <= RIGIDITY_TOLERANCE
-            return cls(to, frm, polished_rotation(rotation) if near else rotation, m[:3, 3], covariance)
-        x, y, z = m[:3, 3].tolist()
-        if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
-            raise ValueError(f"not a rigid transform {to} from {frm}: translation {m[:3, 3]}")
-        polished = _polished(rotation) if defect <= _ROUNDING else polished_rotation(rotation)
-        return cls._of_proven(to, frm, polished, np.array((x, y, z)))
+        rotation, translation = np.empty((3, 3)), np.empty(3)
+        proper = _settle_rigid(m, rotation, translation)
+        if covariance is not None or not proper:
+            # What is too far from a rotation goes on as it is, to be refused with its true defect.
+            return cls(to, frm, rotation if proper else m[:3, :3], m[:3, 3], covariance)
+        return cls._of_proven(to, frm, rotation, translation)
 
     @classmethod
     def _of_proven(cls, to: Frame, frm: Frame, rotation: Array, translation_mm: Array) -> Rigid:

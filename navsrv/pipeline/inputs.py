@@ -94,6 +94,25 @@ class Note(msgspec.Struct, frozen=True, gc=False):
     fields: dict[str, Any]
 
 
+class SourceReport(msgspec.Struct, frozen=True, gc=False):
+    """What one source's samples and stamps came to; for metrics, not for frames.
+
+    ``counts`` are since the start.  Clock fields are null while the source's stamps mean nothing: offset (our monotonic
+    clock less the stamp, the shortest way included) in seconds, drift in ppm (positive: the source's clock is fast),
+    each with its standard deviation; ``unknown_latency_s`` is what no one-way stamp can tell.
+    """
+
+    source: str
+    connected: bool
+    counts: dict[str, int]
+    unknown_latency_s: float
+    late_s: float | None = None
+    offset_s: float | None = None
+    offset_sigma_s: float | None = None
+    drift_ppm: float | None = None
+    drift_sigma_ppm: float | None = None
+
+
 class EndLink(msgspec.Struct, frozen=True, gc=False):
     """The shell must close this source's connection: the peer broke the protocol."""
 

@@ -7,6 +7,7 @@ notes for the log, links to end.  The server feeds it live; replay and the simul
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import asdict
 from typing import Any, Final, TypeVar, assert_never
 
 import numpy as np
@@ -28,11 +29,12 @@ from navsrv.pipeline.inputs import (
     RegistrationIn,
     Reply,
     ShellReport,
+    SourceReport,
     Tick,
 )
 from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.registrations import Registrations
-from navsrv.pipeline.setup import Setup, frames_of
+from navsrv.pipeline.setup import Setup, SourceSetup, frames_of
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
@@ -111,6 +113,29 @@ class Pipeline:
     def next_due_ns(self) -> int:
         """Return the monotonic time (ns) at which a ``Tick`` is needed if nothing else arrives."""
         return min(guide.next_due_ns(self.setup.idle_frame_ns) for guide in self._guides.values())
+
+    def report_sources(self, now_ns: int) -> list[SourceReport]:
+        """Return how each source stands at ``now_ns``: its counts, and what its stamps tell of its clock."""
+        return [self._report_of(source, now_ns) for source in self.setup.sources]
+
+    def _report_of(self, source: SourceSetup, now_ns: int) -> SourceReport:
+        name = source.spec.name
+        driver, counts = self._drivers.get(name), asdict(self.counts[name])
+        unknown_s = source.spec.unknown_latency_ns / 1e9
+        clock = None if driver is None else driver.clock.estimate(now_ns)
+        if driver is None or clock is None:
+            return SourceReport(name, driver is not None, counts, unknown_s)
+        return SourceReport(
+            name,
+            True,
+            counts,
+            unknown_s + clock.shifted_ns / 1e9,
+            driver.clock.late_ns / 1e9,
+            clock.offset_ns / 1e9,
+            clock.offset_sigma_ns / 1e9,
+            clock.drift_ppm,
+            clock.drift_sigma_ppm,
+        )
 
     def _link_up(self, item: LinkUp) -> list[Output]:
         self._drivers[item.source] = OpenIgtLinkSource(self._sources[item.source].spec, self.counts[item.source])

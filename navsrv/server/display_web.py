@@ -217,6 +217,19 @@ class Metrics:
         self._seq = gauge("navsrv_frame_seq", "Sequence number of the newest frame", ("tool",))
         self._missed = gauge("navsrv_missed_deadlines", "Deadlines missed since the start", ("tool",))
         self._skipped = gauge("navsrv_skipped_poses", "Poses skipped since the start", ("tool",))
+        of_source = ("source",)
+        self._connected = gauge("navsrv_source_connected", "1 while the source is connected", of_source)
+        self._samples = gauge("navsrv_source_samples", "Samples of the source since the start", ("source", "what"))
+        self._clock = {
+            "unknown_latency_s": gauge(
+                "navsrv_source_unknown_latency_seconds", "Latency that nobody declared", of_source
+            ),
+            "late_s": gauge("navsrv_source_late_seconds", "How long the newest message was held up", of_source),
+            "offset_s": gauge("navsrv_source_clock_offset_seconds", "Our monotonic clock less the stamp", of_source),
+            "offset_sigma_s": gauge("navsrv_source_clock_offset_sigma_seconds", "Of the offset", of_source),
+            "drift_ppm": gauge("navsrv_source_clock_drift_ppm", "How much faster the source's clock runs", of_source),
+            "drift_sigma_ppm": gauge("navsrv_source_clock_drift_sigma_ppm", "Of the drift", of_source),
+        }
         self._state = gauge("navsrv_state", "1 for the state that holds", ("tool", "state"))
 
     async def page(self, request: web.Request) -> web.Response:
@@ -231,4 +244,11 @@ class Metrics:
             self._skipped.labels(tool).set(frame.skipped_poses)
             for state in STATES:
                 self._state.labels(tool, state).set(float(state == frame.state))
+        for report in self._board.sources:
+            self._connected.labels(report.source).set(float(report.connected))
+            for what, count in report.counts.items():
+                self._samples.labels(report.source, what).set(count)
+            for name, gauge in self._clock.items():
+                value: float | None = getattr(report, name)
+                gauge.labels(report.source).set(float("nan") if value is None else value)
         return web.Response(body=generate_latest(self._registry), content_type="text/plain")

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import zmq
 import zmq.asyncio
 
 from navsrv.anatomy.case import Case
+from navsrv.pipeline.inputs import SourceReport
 from navsrv.server.boots import HubBoot
 from navsrv.server.channel import Channel, ChannelClosed
 from navsrv.server.display_igtl import IgtlDisplays
@@ -34,6 +36,7 @@ class FrameBoard:
         self.newest: dict[str, GuidanceFrame] = {}
         self.received_ns = 0
         self.frames = 0
+        self.sources: list[SourceReport] = []
         self.watchers: set[Callable[[], None]] = set()
         self._json: dict[str, tuple[int, bytes]] = {}
 
@@ -72,7 +75,11 @@ class Hub:
 
         def from_session() -> None:
             with contextlib.suppress(ChannelClosed):
-                if not any(m["kind"] == "stop" for m in self.channel.receive()):
+                messages = self.channel.receive()
+                for message in messages:
+                    if message["kind"] == "sources":
+                        self.board.sources = msgspec.convert(message["value"], list[SourceReport])
+                if not any(m["kind"] == "stop" for m in messages):
                     return
             if not ended.done():
                 ended.set_result(None)

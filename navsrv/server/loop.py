@@ -53,6 +53,8 @@ from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timest
 
 READ_BYTES: Final = 1 << 16
 REAL_TIME_PRIORITY: Final = 40
+SOURCES_NS: Final = 1_000_000_000
+"""How often the metrics of the sources are renewed."""
 _MCL_CURRENT: Final = 1
 _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4  # pages stay once they are touched, and nothing is read in ahead
@@ -68,6 +70,7 @@ class Loop:
         self.missed = 0
         self._reported = (0, 0)
         self._last_input_ns = 0
+        self._sources_due_ns = 0
         context = _context()
         self.publisher = context.socket(zmq.PUB)
         self.publisher.setsockopt(zmq.SNDHWM, 1000)
@@ -104,6 +107,8 @@ class Loop:
                 self.records.flush()
             if now_ns >= self.rehearsal.due_ns:
                 self.rehearsal.run()
+            if now_ns >= self._sources_due_ns:
+                self._tell_of_sources(now_ns)
             for client in self.clients:
                 if client.socket is not None:
                     client.ask(now_ns)
@@ -225,6 +230,11 @@ class Loop:
                 self.channel.send({"kind": "note", "value": msgspec.to_builtins(output)})
             case EndLink():
                 self._end_link(output)
+
+    def _tell_of_sources(self, now_ns: int) -> None:
+        """Tell the session how the sources stand, for metrics; frames never wait for it, for it follows them."""
+        self._sources_due_ns = now_ns + SOURCES_NS
+        self.channel.send({"kind": "sources", "value": msgspec.to_builtins(self.pipeline.report_sources(now_ns))})
 
     def _end_link(self, output: EndLink) -> None:
         for client in self.clients:

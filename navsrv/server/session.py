@@ -227,6 +227,9 @@ class Session:
                     waiting.set_result(value)
             elif message["kind"] == "note":
                 self._log(value["event"], value["text"])
+            elif message["kind"] == "sources":
+                with contextlib.suppress(ChannelClosed):
+                    self._hub.channel.send(message)
             elif message["kind"] == "end_link":
                 self._listener.end(value["source"])
 

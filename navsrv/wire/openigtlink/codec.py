@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 from navsrv.kernel.errors import LocalProtocolError
@@ -25,6 +26,9 @@ _ARRAYS: Final = frozenset({"IMAGE", "NDARRAY", "POLYDATA"})
 """Bodies that may be as large as the connection allows."""
 _JOIN_BELOW: Final = 1 << 16
 """Bodies smaller than this are joined before the check sum; larger ones are summed piece by piece and copied once."""
+
+_KNOWN_BYTES: Final = 256
+"""Metadata up to this size is remembered."""
 
 _Encoder = Callable[[Any], bytes | tuple[Buffer, ...]]
 _Parser = Callable[[Buffer], Body]
@@ -103,7 +107,10 @@ def decode(header: Header, body: Buffer) -> Message:
     if not _EXTENDED.size <= size <= end:
         fault(f"{header.type_name}: {size} + {index_size} + {text_size} bytes around the content of {len(body)}")
     view = memoryview(body)
-    metadata = _parse_metadata(view[end:], index_size, text_size) if index_size or text_size else ()
+    metadata: tuple[Metadata, ...] = ()
+    if index_size or text_size:
+        parse = _parse_known_metadata if index_size + text_size <= _KNOWN_BYTES else _parse_metadata
+        metadata = parse(bytes(view[end:]), index_size, text_size)
     content = _parse_body(header.type_name, view[size:end])
     return Message(header.device, header.timestamp, content, 2, metadata, message_id)
 
@@ -147,7 +154,7 @@ def _encode_metadata(items: tuple[Metadata, ...]) -> tuple[bytes, bytes]:
     return b"".join(index), b"".join(text)
 
 
-def _parse_metadata(block: memoryview, index_size: int, text_size: int) -> tuple[Metadata, ...]:
+def _parse_metadata(block: bytes, index_size: int, text_size: int) -> tuple[Metadata, ...]:
     """Return the items of the index and text at the end of a body; both must be exactly as long as the index says."""
     need_small(text_size, "metadata")
     count = int.from_bytes(block[:2])
@@ -158,12 +165,16 @@ def _parse_metadata(block: memoryview, index_size: int, text_size: int) -> tuple
         middle, end = at + key_size, at + key_size + value_size
         if end > len(block):
             fault(f"metadata: item {len(items)} ends {end - len(block)} bytes after the text of {text_size}")
-        value = _metadata_value(bytes(block[middle:end]), encoding)
-        items.append(Metadata(text_of(bytes(block[at:middle])), value, encoding))
+        value = _metadata_value(block[middle:end], encoding)
+        items.append(Metadata(text_of(block[at:middle]), value, encoding))
         at = end
     if at != len(block):
         fault(f"metadata: {len(block) - at} bytes of text belong to no item")
     return tuple(items)
+
+
+_parse_known_metadata = lru_cache(maxsize=64)(_parse_metadata)
+"""A tracker says the same of every pose: what was read once is not read again."""
 
 
 def _metadata_value(raw: bytes, encoding: int) -> str | bytes:

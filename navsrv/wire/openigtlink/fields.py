@@ -7,6 +7,7 @@ connection.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -63,8 +64,9 @@ def need_small(size: int, what: str) -> None:
         fault(f"{what}: {size} bytes of lists and texts; at most {MOST_SMALL_BYTES} are read")
 
 
+@lru_cache(maxsize=1024)
 def text_of(field: bytes) -> str:
-    """Return the text of a fixed-width field: up to its first null."""
+    """Return the text of a fixed-width field: up to its first null.  The same few names come again and again."""
     raw = field.partition(b"\0")[0]
     try:
         return raw.decode()
@@ -106,6 +108,9 @@ def encode_text(text: str, encoding: int) -> tuple[bytes, int]:
 def frozen(values: ArrayLike, shape: tuple[int | None, ...], what: str, dtype: Any = np.float64) -> AnyArray:
     """Return a read-only copy of ``values``; refuse another shape (None stands for any extent)."""
     array: AnyArray = np.array(values, dtype=dtype)
+    if array.shape == shape:
+        array.setflags(write=False)
+        return array
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         raise LocalProtocolError(f"{what} has shape {array.shape} where {shape} belongs")
     array.setflags(write=False)
