@@ -16,7 +16,7 @@ UPGRADE =
 COMPILE = .lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install demo test check format fuzz-wire peers lock wheel clean distclean
+.PHONY: help install demo test check format fuzz-wire soak peers lock wheel clean distclean
 
 help:
 	@echo 'make demo    install what it needs into .venv, then run the whole job on simulators with the browser display'
@@ -24,6 +24,7 @@ help:
 	@echo 'make check   the static part: ruff format and lint, mypy --strict, import-linter'
 	@echo 'make format  let ruff format and mend what it can'
 	@echo 'make fuzz-wire  a million mutated messages against the OpenIGTLink codec'
+	@echo 'make soak    an hour of the real server at 1000 Hz, its memory into docs/soak.md'
 	@echo 'make peers   install the independent peers that some tests speak to (Debian packages; needs root)'
 	@echo 'make wheel   build dist/navsrv-*.whl'
 	@echo 'make lock    make the locks again from pyproject.toml (make lock UPGRADE=--upgrade for newer versions)'
@@ -47,6 +48,10 @@ check: $(VENV)/.dev $(VENDOR_STAMP)
 # Half a minute: a million mutated messages; not part of make test.
 fuzz-wire: $(VENV)/.dev
 	$(BIN)/python -W error tests/fuzz_wire.py --count 1000000
+
+# An hour: the real server at 1000 Hz, and whether its processes keep their size.
+soak: install
+	$(BIN)/python -m simulators.bench.soak --report docs/soak.md $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
