@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import CT, TIP, Array, Rigid
+from simulators.world.batches import rigid, rotations_along
+from simulators.world.route import Leg, Route, stay, travel
 from simulators.world.scene import Stream, stream
+from simulators.world.tremor import Tremor
 
 HOVER_MM: Final = 70.0
 GRIP_MM: Final = 60.0
@@ -25,7 +29,6 @@ ADVANCE_MM_S: Final = (5.0, 8.0)
 STORY_S: Final = 42.0
 OCCLUDED_S: Final = 2.0
 AT_TARGET_S: Final = 2.0
-ACCELERATION_MM_S2: Final = 25.0
 TREMOR_RMS_MM: Final = 0.2
 
 
@@ -104,87 +107,55 @@ class Moment:
     phase: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Leg:
-    """A straight piece of the tip's way, with a trapezoid of speed; a stay where both ends are equal."""
-
-    phase: str
-    start_mm: Array
-    end_mm: Array
-    speed_mm_s: float
-    visible: bool
-    duration_s: float
-
-    def at(self, t_s: float) -> Array:
-        length = float(np.linalg.norm(self.end_mm - self.start_mm))
-        if length == 0.0:
-            return self.start_mm
-        ramp = self.duration_s - length / self.speed_mm_s
-        t = min(max(t_s, 0.0), self.duration_s)
-        if t < ramp:
-            s = 0.5 * self.speed_mm_s * t * t / ramp
-        elif t > self.duration_s - ramp:
-            s = length - 0.5 * self.speed_mm_s * (self.duration_s - t) ** 2 / ramp
-        else:
-            s = self.speed_mm_s * (t - 0.5 * ramp)
-        result: Array = self.start_mm + (self.end_mm - self.start_mm) * (s / length)
-        return result
-
-
-def _travel(phase: str, start_mm: Array, end_mm: Array, speed_mm_s: float) -> _Leg:
-    length = float(np.linalg.norm(end_mm - start_mm))
-    speed = min(speed_mm_s, float(np.sqrt(length * ACCELERATION_MM_S2)))
-    return _Leg(phase, start_mm, end_mm, speed, True, length / speed + speed / ACCELERATION_MM_S2)
-
-
-def _stay(phase: str, at_mm: Array, seconds: float, visible: bool = True) -> _Leg:
-    return _Leg(phase, at_mm, at_mm, 0.0, visible, seconds)
-
-
-def _legs(plan: NeedlePlan, drift: Drift, advance_mm_s: float, hover_s: float = 1.0) -> tuple[_Leg, ...]:
+def _legs(plan: NeedlePlan, drift: Drift, advance_mm_s: float, hover_s: float = 1.0) -> tuple[Leg, ...]:
     """Return the story, piece by piece."""
     hover, leave, target = plan.point(-HOVER_MM), plan.point(drift.leave_depth_mm), plan.target_ct_mm
     back = plan.point(max(drift.leave_depth_mm - 5.0, 3.0))
     remaining = plan.depth_mm - float((back - plan.entry_ct_mm) @ plan.direction)
     hide = back + 0.4 * remaining * plan.direction
     return (
-        _stay("hover", hover, hover_s),
-        _travel("approach", hover, plan.entry_ct_mm, APPROACH_MM_S),
-        _stay("entry", plan.entry_ct_mm, 0.7),
-        _travel("advance", plan.entry_ct_mm, leave, advance_mm_s),
-        _travel("drift", leave, drift.closest_ct_mm, DRIFT_MM_S),
-        _stay("closest", drift.closest_ct_mm, 1.0),
-        _travel("withdraw", drift.closest_ct_mm, back, WITHDRAW_MM_S),
-        _stay("redirect", back, 1.0),
-        _travel("advance", back, hide, advance_mm_s),
-        _stay("occluded", hide, OCCLUDED_S, visible=False),
-        _stay("returned", hide, 1.0),
-        _travel("advance", hide, target, advance_mm_s),
-        _stay("target", target, AT_TARGET_S),
+        stay("hover", hover, hover_s),
+        travel("approach", hover, plan.entry_ct_mm, APPROACH_MM_S),
+        stay("entry", plan.entry_ct_mm, 0.7),
+        travel("advance", plan.entry_ct_mm, leave, advance_mm_s),
+        travel("drift", leave, drift.closest_ct_mm, DRIFT_MM_S),
+        stay("closest", drift.closest_ct_mm, 1.0),
+        travel("withdraw", drift.closest_ct_mm, back, WITHDRAW_MM_S),
+        stay("redirect", back, 1.0),
+        travel("advance", back, hide, advance_mm_s),
+        stay("occluded", hide, OCCLUDED_S, visible=False),
+        stay("returned", hide, 1.0),
+        travel("advance", hide, target, advance_mm_s),
+        stay("target", target, AT_TARGET_S),
     )
 
 
+def _tremor(seed: int, rms_mm: float) -> Tremor:
+    """Return slow sway and a little fast tremor."""
+    rng = stream(seed, Stream.TREMOR)
+    hz = np.concatenate([rng.uniform(0.3, 1.5, (3, 4)), rng.uniform(8.0, 11.0, (3, 1))], axis=1)
+    weight = np.array([1.0, 1.0, 1.0, 1.0, 0.15])
+    # A sine of amplitude a has rms a / sqrt 2; three axes add in squares.
+    amplitude = weight * rms_mm * np.sqrt(2.0 / 3.0) / np.linalg.norm(weight)
+    return Tremor(hz, rng.uniform(0.0, 2.0 * np.pi, hz.shape), np.broadcast_to(amplitude, hz.shape))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Tremor:
-    """Slow sway and a little fast tremor of a hand, as a sum of sines: smooth, and the same for the same seed."""
+class Moments:
+    """The truth at N times.
 
-    hz: Array
-    phase_rad: Array
-    amplitude_mm: Array
+    Attributes
+    ----------
+    T_ct_from_tip : (N, 4, 4)
+    visible : (N,) bool
+    leg : (N,) int
+        Number in ``phases``.
+    """
 
-    @classmethod
-    def from_seed(cls, seed: int, rms_mm: float) -> _Tremor:
-        rng = stream(seed, Stream.TREMOR)
-        hz = np.concatenate([rng.uniform(0.3, 1.5, (3, 4)), rng.uniform(8.0, 11.0, (3, 1))], axis=1)
-        weight = np.array([1.0, 1.0, 1.0, 1.0, 0.15])
-        # A sine of amplitude a has rms a / sqrt 2; three axes add in squares.
-        amplitude = weight * rms_mm * np.sqrt(2.0 / 3.0) / np.linalg.norm(weight)
-        return cls(hz, rng.uniform(0.0, 2.0 * np.pi, hz.shape), amplitude)
-
-    def at(self, t_s: float) -> Array:
-        """Return the displacement (3,) mm."""
-        result: Array = np.sin(2.0 * np.pi * self.hz * t_s + self.phase_rad) @ self.amplitude_mm
-        return result
+    T_ct_from_tip: Array
+    visible: NDArray[np.bool_]
+    leg: NDArray[np.intp]
+    phases: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,15 +166,16 @@ class Story:
     drift: Drift
     seed: int
     tremor_rms_mm: float = TREMOR_RMS_MM
-    _pieces: tuple[_Leg, ...] = field(init=False, repr=False)
-    _tremor: _Tremor = field(init=False, repr=False)
+    _route: Route = field(init=False, repr=False)
+    _tremor: Tremor = field(init=False, repr=False)
     _roll_rad: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         speed = self._advance_speed()
         spare = STORY_S - sum(leg.duration_s for leg in _legs(self.plan, self.drift, speed))
-        object.__setattr__(self, "_pieces", _legs(self.plan, self.drift, speed, 1.0 + min(max(spare, 0.0), 4.0)))
-        object.__setattr__(self, "_tremor", _Tremor.from_seed(self.seed, self.tremor_rms_mm))
+        legs = _legs(self.plan, self.drift, speed, 1.0 + min(max(spare, 0.0), 4.0))
+        object.__setattr__(self, "_route", Route(legs))
+        object.__setattr__(self, "_tremor", _tremor(self.seed, self.tremor_rms_mm))
         object.__setattr__(self, "_roll_rad", float(stream(self.seed, Stream.TREMOR).uniform(-np.pi, np.pi)))
 
     def _advance_speed(self) -> float:
@@ -215,44 +187,38 @@ class Story:
     @property
     def duration_s(self) -> float:
         """How long the story lasts at speed 1."""
-        return sum(leg.duration_s for leg in self._pieces)
+        return self._route.duration_s
 
     @property
     def phases(self) -> tuple[str, ...]:
         """The phases in their order."""
-        return tuple(leg.phase for leg in self._pieces)
+        return self._route.phases[:-1]
 
-    def at(self, t_s: float, hand_s: float | None = None) -> Moment:
-        """Return where the needle truly is ``t_s`` seconds after the start.
+    def sample(self, t_s: Array, hand_s: Array | None = None) -> Moments:
+        """Return where the needle truly is at times (N,) in seconds after the start.
 
         ``hand_s`` is the time of the hand's tremor, by default the same: a caller who lets the needle hover until it is
         told to start, or who speeds the story up, gives the hand a clock of its own, so that it never jumps.
         """
-        hand = t_s if hand_s is None else hand_s
-        left = t_s
-        for leg in self._pieces:
-            if left < leg.duration_s:
-                return self._moment(hand, leg.at(left), leg.visible, leg.phase)
-            left -= leg.duration_s
-        return self._moment(hand, self._pieces[-1].end_mm, True, "finished")
+        tips = self._route.at(t_s) + self._tremor.at(t_s if hand_s is None else hand_s)
+        poses = rigid(rotations_along(self.plan.axis_at(tips), self._roll_rad), tips)
+        leg = self._route.leg_at(t_s)
+        return Moments(poses, self._route.visible(leg), leg, self._route.phases)
 
-    def _moment(self, hand_s: float, path_mm: Array, visible: bool, phase: str) -> Moment:
-        tip = path_mm + self._tremor.at(hand_s)
-        axis = self.plan.axis_at(tip[None])[0]
-        return Moment(Rigid(CT, TIP, rotation_along(axis, self._roll_rad), tip), visible, phase)
+    def at(self, t_s: float, hand_s: float | None = None) -> Moment:
+        """Return where the needle truly is at one time; as ``sample``."""
+        moments = self.sample(np.array([t_s]), None if hand_s is None else np.array([hand_s]))
+        pose = Rigid.from_matrix(CT, TIP, moments.T_ct_from_tip[0])
+        return Moment(pose, bool(moments.visible[0]), moments.phases[moments.leg[0]])
 
 
 def rotation_along(axis: Array, roll_rad: float = 0.0) -> Array:
     """Return a rotation (3, 3) whose third column is the unit vector ``axis`` (3,), rolled about it.
 
-    The first column varies smoothly except where ``axis`` is along the patient's superior axis, where no needle goes.
+    As ``rotations_along``, for one axis.
     """
-    side = np.cross(np.array([0.0, 0.0, 1.0]), axis)
-    norm = float(np.linalg.norm(side))
-    x = side / norm if norm > 1e-6 else np.array([1.0, 0.0, 0.0])
-    y = np.cross(axis, x)
-    c, s = np.cos(roll_rad), np.sin(roll_rad)
-    return np.stack([c * x + s * y, c * y - s * x, axis], axis=1)
+    result: Array = rotations_along(axis[None], roll_rad)[0]
+    return result
 
 
 def hubs(plan: NeedlePlan, tips_mm: Array, needle: Needle) -> Array:
