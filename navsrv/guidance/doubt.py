@@ -1,17 +1,19 @@
-"""Owns the doubt of a clearance: one sigma for each structure and part, from the terms that are known.
+"""Owns the doubt of a clearance: one sigma and one lower bound for each structure and part, from what is known.
 
-First order, independent terms, each along the direction ``n`` from the structure's nearest point to the
-instrument:
+First order: each term is the standard deviation of the distance, along the direction ``n`` from the structure's nearest
+point to the instrument's point ``p``.  Terms have causes of their own and add in squares.  What has one cause is one
+term, with its effects added before they are squared: a turn of the registration and its shift (one 6x6), a body's turn
+over the lever to ``p`` (not to the tip, and from there to ``p``).
 
-- registration: ``n^T J C J^T n`` with ``J = [-[p]x, I]`` and C the (6, 6) covariance of ``T_ct_from_ref``;
-- tracker: translation noise of tool and reference, and rotation noise times lever (tool: from its body's origin
-  to the point; reference: from the reference to the point);
-- tool calibration: tip, and along the shaft the axis angle times the distance from the tip;
-- segmentation of the structure;
-- time: how far things may have moved in the time that nobody knows (the caller's ``motion_mm``).
+- registration: ``n^T J C J^T n`` with ``J = [-[p]x, I]`` and C the covariance of ``T_ct_from_ref``, inflated by what
+  held-out registrations of its method show (docs/doubt.md);
+- tracker, of tool and reference: translation, and rotation about the body's origin: ``noise |lever x n|``;
+- calibration of the tool: tip, and across the shaft the axis' angle times the distance from the tip;
+- bending across the shaft, most at the tip (``guidance/bending.py``);
+- time: what is unknown of it times the velocity of ``p``, and what the patient moved between the poses of a pair;
+- the structure: its segmentation, and its motion against the bone that it follows.
 
-Where the point lies on the surface there is no direction: the sum over all three stands in, which is never too small.
-Correlations that matter more (a common registration error for all structures) are the subject of a later issue.
+Where the point lies on the surface there is no direction: the worst stands in.
 """
 
 from __future__ import annotations
@@ -25,10 +27,34 @@ from navsrv.kernel.frames import Array
 
 Z95: Final = 1.6448536269514722
 """One-sided 95 % quantile of the normal distribution."""
+TURN: Final = 0.25
+"""How far a motion may leave its direction within the unknown time: a quarter of its way, 14 degrees."""
+
+TOOL_MM: Final = 0
+TOOL_RAD: Final = 1
+REFERENCE_MM: Final = 2
+REFERENCE_RAD: Final = 3
+TIP_MM: Final = 4
+AXIS_RAD: Final = 5
+BENDING_MM: Final = 6
+LENGTH_MM: Final = 7
+INFLATION: Final = 8
+UNKNOWN_S: Final = 9
+DRIFT_MM: Final = 10
+TERMS: Final = 11
+"""Places in the ``terms`` of ``propagate``: 1 sigma in each axis; the free length; the factor on the registration;
+the time (s) that the pose may be older than now; and how far (mm) the patient moved between the poses of a pair."""
+
+TIP_AT: Final = 0
+AXIS_AT: Final = 3
+TOOL_AT: Final = 6
+REFERENCE_AT: Final = 9
+POSE: Final = 12
+"""Places in ``pose``: the tip, the unit axis from hub to tip, the origins of the tool's body and of the reference."""
 
 
 @njit(cache=True, nogil=True)
-def _along(px: float, py: float, pz: float, nx: float, ny: float, nz: float, covariance: Array) -> float:
+def registration_variance(px: float, py: float, pz: float, nx: float, ny: float, nz: float, covariance: Array) -> float:
     """Return the variance (mm2) along a unit vector n of a point p whose frame is moved by (6, 6) ``covariance``."""
     # n . (w x p) = w . (p x n): the row n^T J
     row = (py * nz - pz * ny, pz * nx - px * nz, px * ny - py * nx, nx, ny, nz)
@@ -40,50 +66,97 @@ def _along(px: float, py: float, pz: float, nx: float, ny: float, nz: float, cov
 
 
 @njit(cache=True, nogil=True)
-def propagate_sigma(
-    points_mm: Array,
-    nearest_mm: Array,
-    offsets_mm: Array,
+def _lever2(px: float, py: float, pz: float, nx: float, ny: float, nz: float, pose: Array, origin: int) -> float:
+    """Return how far (squared, mm2) a turn of 1 rad per axis about an origin moves p along n; |lever|^2 for n = 0."""
+    x, y, z = px - pose[origin], py - pose[origin + 1], pz - pose[origin + 2]
+    along = x * nx + y * ny + z * nz
+    return float(max(0.0, x * x + y * y + z * z - along * along))
+
+
+@njit(cache=True, nogil=True)
+def _sigma(
+    offset: float, nearest: Array, pose: Array, velocity: Array, covariance: Array, terms: Array, structure_mm: float
+) -> float:
+    """Return the sigma (mm) of the point of the axis ``offset`` behind the tip against the point ``nearest``."""
+    ax, ay, az = pose[3], pose[4], pose[5]
+    px, py, pz = pose[0] - offset * ax, pose[1] - offset * ay, pose[2] - offset * az
+    nx, ny, nz = px - nearest[0], py - nearest[1], pz - nearest[2]
+    norm = np.sqrt(nx * nx + ny * ny + nz * nz)
+    if norm < 1e-9:
+        nx, ny, nz = 0.0, 0.0, 0.0
+        registration = (
+            registration_variance(px, py, pz, 1.0, 0.0, 0.0, covariance)
+            + registration_variance(px, py, pz, 0.0, 1.0, 0.0, covariance)
+            + registration_variance(px, py, pz, 0.0, 0.0, 1.0, covariance)
+        )
+    else:
+        nx, ny, nz = nx / norm, ny / norm, nz / norm
+        registration = registration_variance(px, py, pz, nx, ny, nz, covariance)
+    variance = registration * terms[INFLATION] ** 2
+    variance += terms[TOOL_MM] ** 2 + terms[TOOL_RAD] ** 2 * _lever2(px, py, pz, nx, ny, nz, pose, TOOL_AT)
+    variance += terms[REFERENCE_MM] ** 2
+    variance += terms[REFERENCE_RAD] ** 2 * _lever2(px, py, pz, nx, ny, nz, pose, REFERENCE_AT)
+    left = 1.0 - offset / terms[LENGTH_MM] if terms[LENGTH_MM] > 0.0 else 0.0
+    bent = terms[BENDING_MM] * 0.5 * left * left * (3.0 - left)
+    across = max(0.0, 1.0 - (nx * ax + ny * ay + nz * az) ** 2)
+    variance += terms[TIP_MM] ** 2 + across * ((terms[AXIS_RAD] * offset) ** 2 + bent * bent)
+    vx = velocity[0] - offset * velocity[3]
+    vy = velocity[1] - offset * velocity[4]
+    vz = velocity[2] - offset * velocity[5]
+    straight, speed2 = vx * nx + vy * ny + vz * nz, vx * vx + vy * vy + vz * vz
+    speed2 *= TURN * TURN if norm >= 1e-9 else 1.0
+    variance += (straight * straight + speed2) * terms[UNKNOWN_S] ** 2 + terms[DRIFT_MM] ** 2
+    variance += structure_mm * structure_mm
+    if variance < 0.0:  # rounding; what is not a number stays so, to be seen
+        variance = 0.0
+    return float(np.sqrt(variance))
+
+
+@njit(cache=True, nogil=True)
+def propagate(
+    tip: tuple[Array, Array, Array],
+    shaft: tuple[Array, Array, Array, Array],
+    pose: Array,
+    velocity: Array,
     covariance: Array,
-    segmentation_mm: Array,
-    noise: Array,
-    reference_ct_mm: Array,
-    sigma_mm: Array,
-) -> None:
-    """Fill ``sigma_mm`` (N,) for N points of the instrument.
+    terms: Array,
+    structure_mm: Array,
+    out: Array,
+) -> int:
+    """Fill ``out`` for the rows of the tip, then those of the shaft; return the first row that is no number, or -1.
 
     Parameters
     ----------
-    points_mm, nearest_mm : (N, 3)
-        Point of the instrument and nearest point of the structure, CT.
-    offsets_mm : (N,)
-        Distance of the point from the tip along the shaft.
+    tip : (S,), (S,), (S, 3)
+        Distances (mm), by how much they can miss the truth, nearest points of the structures in CT.
+    shaft : (S,), (S,), (S, 3), (S,)
+        The same, and how far (mm) behind the tip the nearest point of the axis is.
+    pose : (12,)
+        See ``TIP_AT`` and following: CT, mm.
+    velocity : (6,)
+        Of the tip (mm/s) and of the axis (1/s).
     covariance : (6, 6)
         Of ``T_ct_from_ref``: (rotation_rad, translation_mm), left perturbation in CT.
-    segmentation_mm : (N,)
-    noise : (8,)
-        tool_t_mm, tool_r_rad, ref_t_mm, ref_r_rad, tip_mm, axis_rad, tool_lever_mm, motion_mm.
-    reference_ct_mm : (3,)
+    terms : (11,)
+        See ``TOOL_MM`` and following.
+    structure_mm : (S,)
+        Sigma of each structure by itself: segmentation and motion.
+    out : (3, 2 S)
+        Distance, sigma, lower bound, mm.
     """
-    for i in range(points_mm.shape[0]):
-        px, py, pz = points_mm[i, 0], points_mm[i, 1], points_mm[i, 2]
-        nx, ny, nz = px - nearest_mm[i, 0], py - nearest_mm[i, 1], pz - nearest_mm[i, 2]
-        norm = np.sqrt(nx * nx + ny * ny + nz * nz)
-        if norm < 1e-9:
-            variance = (
-                _along(px, py, pz, 1.0, 0.0, 0.0, covariance)
-                + _along(px, py, pz, 0.0, 1.0, 0.0, covariance)
-                + _along(px, py, pz, 0.0, 0.0, 1.0, covariance)
-            )
+    count = structure_mm.size
+    bad = -1
+    for i in range(2 * count):
+        k = i if i < count else i - count
+        if i < count:
+            distance, error = tip[0][k], tip[1][k]
+            sigma = _sigma(0.0, tip[2][k], pose, velocity, covariance, terms, structure_mm[k])
         else:
-            variance = _along(px, py, pz, nx / norm, ny / norm, nz / norm, covariance)
-        dx, dy, dz = px - reference_ct_mm[0], py - reference_ct_mm[1], pz - reference_ct_mm[2]
-        lever_ref2 = dx * dx + dy * dy + dz * dz
-        lever_tool = noise[6] + offsets_mm[i]
-        variance += noise[0] ** 2 + (noise[1] * lever_tool) ** 2
-        variance += noise[2] ** 2 + noise[3] ** 2 * lever_ref2
-        variance += noise[4] ** 2 + (noise[5] * offsets_mm[i]) ** 2 + noise[7] ** 2
-        variance += segmentation_mm[i] ** 2
-        if variance < 0.0:  # rounding; what is not a number stays so, to be seen
-            variance = 0.0
-        sigma_mm[i] = np.sqrt(variance)
+            distance, error = shaft[0][k], shaft[1][k]
+            sigma = _sigma(shaft[3][k], shaft[2][k], pose, velocity, covariance, terms, structure_mm[k])
+        # What the bound on time left uncertain counts as doubt; it is zero wherever a level could depend on it.
+        sigma += error / Z95
+        out[0, i], out[1, i], out[2, i] = distance, sigma, distance - Z95 * sigma
+        if bad < 0 and not np.isfinite(out[2, i]):
+            bad = i
+    return bad
