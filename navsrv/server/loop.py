@@ -15,13 +15,15 @@ import resource
 import selectors
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 import numpy as np
 import zmq
+from numba.core.event import install_recorder
 
 from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
@@ -302,16 +304,36 @@ def encode_pose(name: str, time_ns: int) -> bytes:
     return encode(Message(name, timestamp_from_ns(time_ns), Transform(np.eye(4)), metadata=ok))
 
 
+def begin_anew(channel: Channel, boot: LoopBoot) -> NoReturn:
+    """Replace this process by a fresh one that finds the kernels on disk: a compiler leaves 100 MB behind."""
+    with tempfile.TemporaryFile() as told:
+        pickle.dump(boot, told)
+        told.seek(0)
+        for descriptor in (told.fileno(), channel.fileno()):
+            os.set_inheritable(descriptor, True)
+        words = [sys.executable, "-m", "navsrv.server.loop", str(channel.fileno()), str(told.fileno())]
+        os.execv(sys.executable, words)
+
+
 def main() -> int:
-    """Run as ``python -m navsrv.server.loop FD``; the session holds the other end of the socket pair."""
+    """Run as ``python -m navsrv.server.loop FD [BOOT_FD]``; the session holds the other end of the socket pair."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    boot: LoopBoot = pickle.loads(channel.receive_one(30.0))
+    anew = len(sys.argv) > 2
+    boot: LoopBoot
+    if anew:
+        with os.fdopen(int(sys.argv[2]), "rb") as told:
+            boot = pickle.load(told)
+    else:
+        boot = pickle.loads(channel.receive_one(30.0))
     try:
         setup = build_setup(boot.config, Case.load(Path(boot.case_folder)), boot.session)
     except InputError as error:
         channel.send({"kind": "failed", "value": str(error)})
         return 2
-    warm_up(setup)
+    with install_recorder("numba:compile") as compiled:
+        warm_up(setup)
+    if compiled.buffer and not anew:
+        begin_anew(channel, boot)
     prefer_real_time()
     try:
         loop = Loop(setup, boot.config, channel, boot.record_endpoint)
