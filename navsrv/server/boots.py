@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from navsrv.server.config import Config
+from navsrv.server.config import Config, ImagingConfig
+from navsrv.server.config_dicom import DicomConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,14 @@ class HubBoot:
     host: str
     zmq_port: int
     commands_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class DicomBoot:
+    """For the DICOM server; ``sources`` are those that come by DICOM."""
+
+    config: DicomConfig
+    sources: dict[str, ImagingConfig]
+    host: str
+    port: int
+    folder: str

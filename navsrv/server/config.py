@@ -17,6 +17,8 @@ from navsrv.kernel.checking import Checker, rule
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import RIGIDITY_TOLERANCE, rotation_defect
 from navsrv.pipeline.setup import GAUGE_MM
+from navsrv.server.config_dicom import PORT as DICOM_PORT
+from navsrv.server.config_dicom import DicomConfig, DicomSourceConfig, check_dicom
 
 T = TypeVar("T")
 
@@ -89,9 +91,10 @@ class ToolConfig:
 
 @dataclass(frozen=True, slots=True)
 class ImagingConfig:
-    """A C-arm or O-arm that pushes images and poses to the devices port.
+    """A C-arm or O-arm that pushes images and poses to the devices port, or sends its images by DICOM.
 
-    ``image`` is the device name of its IMAGE; ``pose`` that of the image's pose in the tracker's frame.
+    ``image`` is the device name of its IMAGE, by DICOM the AE title that it calls with; ``pose`` is the device name of
+    the image's pose in the tracker's frame, which comes to the devices port either way.
     """
 
     kind: Literal["volume", "projection"]
@@ -100,6 +103,8 @@ class ImagingConfig:
     detector: str | None = None
     trusted: bool = False
     register: bool = True
+    connect: Literal["openigtlink", "dicom"] = "openigtlink"
+    dicom: DicomSourceConfig = rule(factory=DicomSourceConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +158,7 @@ class Config:
     tools: dict[str, ToolConfig]
     ports: PortsConfig = rule(factory=PortsConfig)
     imaging: dict[str, ImagingConfig] = rule(factory=dict)
+    dicom: DicomConfig | None = None
     registration: RegistrationConfig = rule(factory=RegistrationConfig)
     alarms: AlarmsConfig = rule(factory=AlarmsConfig)
     recording: RecordingConfig = rule(factory=RecordingConfig)
@@ -263,8 +269,9 @@ def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
         right = "four rows of four numbers, the last 0, 0, 0, 1"
         checker.fault("registration.preset.T_ct_from_ref", "not a rigid motion", right)
     ports = Checker("").table(PortsConfig, data.get("ports", {}), "")
+    check_dicom(checker, data)
     if ports is not None:
-        _check_ports(checker, ports)
+        _check_ports(checker, ports, data.get("dicom"))
 
 
 def _check_streams(checker: Checker, tools: Mapping[str, ToolConfig]) -> None:
@@ -293,7 +300,7 @@ def _check_alarms(checker: Checker, table: Any) -> None:
             checker.fault(f"alarms.{name}", wrong, "a warning inside the caution zone")
 
 
-def _check_ports(checker: Checker, ports: PortsConfig) -> None:
+def _check_ports(checker: Checker, ports: PortsConfig, dicom: Any) -> None:
     if ports.host not in ("127.0.0.1", "localhost"):
         wrong = f"{ports.host!r} is not loopback, and this version has neither authentication nor encryption"
         checker.fault("ports.host", wrong, "'127.0.0.1'")
@@ -303,6 +310,9 @@ def _check_ports(checker: Checker, ports: PortsConfig) -> None:
         if port and port in used:
             checker.fault(f"ports.{name}", f"{port} is taken by ports.{used[port]}", "a port of its own, or 0")
         used.setdefault(port, name)
+    port = dicom.get("port", DICOM_PORT) if isinstance(dicom, dict) else 0
+    if port and port in used:
+        checker.fault("dicom.port", f"{port} is taken by ports.{used[port]}", "a port of its own, or 0")
 
 
 def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping[str, Any]) -> None:
