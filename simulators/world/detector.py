@@ -251,13 +251,14 @@ def digitise(signal: NDArray[np.float32], receptor: Receptor) -> NDArray[np.uint
         share = 1.0 + np.log10(np.maximum(signal, floor * receptor.white) / receptor.white) / receptor.decades
     else:
         share = signal / receptor.white
-    return np.clip(np.rint(share * largest), 0, largest).astype(np.uint16)
+    pixels: NDArray[np.uint16] = np.clip(np.rint(share * largest), 0, largest).astype(np.uint16)
+    return pixels
 
 
 def signal_of(pixels: NDArray[np.uint16], receptor: Receptor) -> Array:
     """Return the signal (1 in the open field) that values stand for: the look-up the other way round."""
     share = pixels.astype(np.float64) / (2**receptor.bits - 1)
     if receptor.logarithmic:
-        result: Array = receptor.white * 10.0 ** ((share - 1.0) * receptor.decades)
-        return result
-    return share * receptor.white
+        share = 10.0 ** ((share - 1.0) * receptor.decades)
+    result: Array = share * receptor.white
+    return result

@@ -44,6 +44,9 @@ class Technique:
         Filtration of the tube.
     quanta_per_mm2 : float
         Photons that the open field's detector sees per mm2: the dose.
+    automatic_per_mm2 : float or None
+        Brightness control: the dose is set so that as many photons per mm2 are seen in the middle of the image, up to
+        ten times ``quanta_per_mm2``, and a linear look-up so that the middle comes out grey.
     focal_spot_mm, object_share : float
         Width of the focal spot; it blurs as for an object at ``object_share`` of the way to the detector.
     scatter : Scatter
@@ -54,6 +57,7 @@ class Technique:
     aluminium_mm: float = 3.5
     copper_mm: float = 0.1
     quanta_per_mm2: float = 4e5
+    automatic_per_mm2: float | None = None
     focal_spot_mm: float = 0.6
     object_share: float = 0.55
     scatter: Scatter = field(default_factory=Scatter)
@@ -62,7 +66,7 @@ class Technique:
     @property
     def focal_blur_mm(self) -> float:
         """One sigma of the focal spot's blur on the detector: a square spot, magnified."""
-        return self.focal_spot_mm * (1.0 / self.object_share - 1.0) / 12.0**0.5
+        return float(self.focal_spot_mm * (1.0 / self.object_share - 1.0) / 12.0**0.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +80,7 @@ class Radiograph:
         The pinhole, object frame ``ct``; for an intensifier that of the plane detector, before distortion.
     technique : Technique
     receptor : Receptor
+        Both as used: brightness control has set dose and white.
     signal : (rows, columns) float32
         What ``pixels`` show before the look-up: 1 in the open field.
     light : Light
@@ -104,7 +109,7 @@ class Radiographer:
     ct : Volume or None
         HU; None: nobody on the table, only solids.
     beyond_mm : float
-        How far the patient goes on past the ends of the CT (the end slices, repeated): no beam sees a cut body.
+        How far the patient goes on past the ends of the CT (in its mirror): no beam sees a cut body.
     """
 
     def __init__(self, ct: Volume | None, beyond_mm: float = 80.0) -> None:
@@ -134,6 +139,7 @@ class Radiographer:
         technique = technique or Technique()
         receptor = receptor or Receptor(1020.0 / float(view.intrinsics[0, 0]))
         light = self.light(view, solids, technique, receptor)
+        technique, receptor = regulated(technique, receptor, light)
         quanta = technique.quanta_per_mm2 * receptor.pixel_mm**2
         signal = detect(light, quanta, receptor, np.random.default_rng(seed))
         return Radiograph(digitise(signal, receptor), view, technique, receptor, signal, light)
@@ -179,6 +185,13 @@ def beam_of(technique: Technique, receptor: Receptor) -> Beam:
     return Beam(seen * weight, seen * weight**2, mu)
 
 
-def collimated(technique: Technique, collimator: Collimator) -> Technique:
-    """Return the technique with shutters closed."""
-    return replace(technique, collimator=collimator)
+def regulated(technique: Technique, receptor: Receptor, light: Light) -> tuple[Technique, Receptor]:
+    """Return technique and receptor as brightness control sets them for what arrives in the middle of the image."""
+    if technique.automatic_per_mm2 is None:
+        return technique, receptor
+    rows, columns = light.primary.shape
+    part = (slice(rows * 3 // 8, rows * 5 // 8 + 1), slice(columns * 3 // 8, columns * 5 // 8 + 1))
+    middle = max(float(np.median(light.primary[part] + light.scatter[part])), 1e-6)
+    dose = min(technique.automatic_per_mm2 / middle, 10.0 * technique.quanta_per_mm2)
+    white = receptor.white if receptor.logarithmic else 2.2 * middle
+    return replace(technique, quanta_per_mm2=dose), replace(receptor, white=white)

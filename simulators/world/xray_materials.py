@@ -195,8 +195,9 @@ def tube_spectrum(kvp: float, aluminium_mm: float, copper_mm: float = 0.0, bins:
         photons *= np.exp(-density * thickness_mm / 10.0 * mass_attenuation_cm2_g(substance, energies))
     photons /= photons.sum()
     index = np.minimum((np.cumsum(photons) - 0.5 * photons) * bins, bins - 1).astype(int)
-    weight = np.bincount(index, photons, bins)
-    return Spectrum(np.bincount(index, photons * energies, bins) / weight, weight)
+    weight: Array = np.bincount(index, photons, bins).astype(np.float64)
+    mean: Array = np.bincount(index, photons * energies, bins) / weight
+    return Spectrum(mean, weight)
 
 
 ANODE_PATH_UM: Final = 8.0
