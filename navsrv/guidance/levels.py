@@ -16,10 +16,12 @@ LEVELS: Final = ("none", "caution", "warning", "breach")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Thresholds on the lower bound, millimetres.
+    """Thresholds of one structure; those on distance are on its lower bound, millimetres.
 
     The defaults (caution 10, warning 5, breach 0) are defaults, to be confirmed at each site: 10 mm is the distance
     at which published series begin monitoring (Nakatsuka 2009; Sola 2015), 5 mm is quoted without a primary source.
+    Speed, time and doubt (``closing_mm_s``, ``contact_s``, ``margin_mm``) count within ``near_mm`` only, so that a tool
+    in the air raises nothing; they are the project's own choice.
     """
 
     caution_mm: float = 10.0
@@ -27,6 +29,10 @@ class Limits:
     breach_mm: float = 0.0
     hysteresis_mm: float = 0.5
     clear_after_ns: int = 500_000_000
+    near_mm: float = 30.0
+    closing_mm_s: float = 20.0
+    contact_s: float = 1.0
+    margin_mm: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,11 +67,13 @@ class RegistrationIn(msgspec.Struct, frozen=True, gc=False, tag="registration"):
 
 
 class ShellReport(msgspec.Struct, frozen=True, gc=False, tag="shell"):
-    """Facts about the shell that frames show: deadlines missed and records lost since the start."""
+    """Facts about the shell that frames show: deadlines missed and records lost since the start, displays connected."""
 
     now_ns: int
     missed_deadlines: int
     lost_records: int
+    displays: int | None = None
+    """None while nobody counts them."""
 
 
 Input = BytesIn | LinkUp | LinkDown | Tick | CommandIn | RegistrationIn | ShellReport

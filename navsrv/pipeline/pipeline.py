@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 import numpy as np
 
 from devices.openigtlink import OpenIgtLinkSource, SourceCounts
-from navsrv.guidance.alarms import Condition, Present, acknowledge
+from navsrv.guidance.alarm_life import Present
+from navsrv.guidance.alarms import AUDIO_PAUSE_MAX_S, RULES, AudioEvent, Condition, Scope
 from navsrv.guidance.clearance import ClearanceEngine
 from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import REFERENCE
@@ -33,15 +34,14 @@ from navsrv.pipeline.inputs import (
     Tick,
 )
 from navsrv.pipeline.links import PoseLink
+from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, SourceSetup, frames_of
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
+from navsrv.pipeline.watches import MissWatch, RateWatch
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
 Output = GuidanceFrame | Reply | Note | EndLink
-
-AUDIO_PAUSE_MAX_S: Final = 120.0
-"""Longest pause of alarm sounds by one command."""
 
 
 class CommandRefused(Exception):
@@ -76,6 +76,13 @@ class Pipeline:
         self._links: dict[tuple[str, str], PoseLink] = {}
         if reference is not None and self._reference is not None:
             self._links[reference.source, reference.transform] = self._reference
+        witness = None
+        if setup.witness is not None:
+            witness = self._link("Witness", setup.witness.source, Condition.REFERENCE_LOST)
+            self._links[setup.witness.source, setup.witness.transform] = witness
+        self._watch = ReferenceWatch(setup, self._reference, witness)
+        self._misses = MissWatch(setup.site.deadline_misses)
+        self._rates: dict[tuple[str, str], RateWatch] = {}
         self._guides: dict[str, ToolGuide] = {}
         self._guide_of: dict[tuple[str, str], ToolGuide] = {}
         for tool in setup.tools:
@@ -84,9 +91,16 @@ class Pipeline:
             self._links[tool.source, tool.transform] = link
             self._guides[tool.name] = guide
             self._guide_of[tool.source, tool.transform] = guide
+            guide.rates = [self._rate(tool.source, tool.transform)]
+            if reference is not None:
+                guide.rates.append(self._rate(reference.source, reference.transform))
 
     def _link(self, label: str, source: str, lost: Condition) -> PoseLink:
         return PoseLink(label, self._sources[source], lost, deque(maxlen=self.setup.pose_history))
+
+    def _rate(self, source: str, transform: str) -> RateWatch:
+        rate_hz = self._sources[source].spec.rate_hz
+        return self._rates.setdefault((source, transform), RateWatch(rate_hz, self.setup.site.rate_fraction))
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -142,6 +156,10 @@ class Pipeline:
         self._down.pop(item.source, None)
         for link in self._links_of(item.source):
             link.connect()
+        for (source, _), rate in self._rates.items():
+            if source == item.source:
+                rate.forget()
+        self._watch.forget()
         return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {})]
 
     def _link_down(self, item: LinkDown) -> list[Output]:
@@ -160,12 +178,17 @@ class Pipeline:
 
     def _reported(self, item: ShellReport) -> list[Output]:
         room = self._room
-        if item.missed_deadlines > room.missed_deadlines:
+        if self._misses.step(item.missed_deadlines, item.now_ns):
             text = f"{item.missed_deadlines} deadlines missed since the start"
-            room.tell(Present(Condition.DEADLINE_MISSED, None, text))
+            measured = {"missed": item.missed_deadlines, "limit": self.setup.site.deadline_misses}
+            room.tell(Present(Condition.DEADLINE_MISSED, None, text, measured=measured))
         if item.lost_records > room.lost_records:
-            room.tell(Present(Condition.RECORDER_FAILING, None, f"recording: {item.lost_records} records lost"))
+            text = f"recording: {item.lost_records} records lost"
+            measured = {"lost": item.lost_records}
+            room.tell(Present(Condition.RECORDER_FAILING, None, text, past=text, measured=measured))
         room.missed_deadlines, room.lost_records = item.missed_deadlines, item.lost_records
+        if item.displays or room.displays is not None:
+            room.displays = item.displays or 0
         return []
 
     # -- poses -------------------------------------------------------------------------------------------------
@@ -190,13 +213,19 @@ class Pipeline:
     def _guide(self, source: str, samples: list[PoseSample], now_ns: int) -> list[Output]:
         """Return a frame for each tool pose of one read; references first, so that pairs of one read meet."""
         of_tool: dict[str, list[PoseSample]] = {}
+        noticed: list[Output] = []
         for sample in samples:
+            rate = self._rates.get((source, sample.name))
+            if rate is not None:
+                rate.add(now_ns)
             if (source, sample.name) in self._guide_of:
                 of_tool.setdefault(sample.name, []).append(sample)
             else:
                 link = self._links.get((source, sample.name))
                 if link is not None:
                     link.add(sample)
+                    if link is self._reference:
+                        noticed += self._watched(sample, now_ns)
         outputs: list[Output] = []
         for name, poses in of_tool.items():
             guide = self._guide_of[source, name]
@@ -206,18 +235,34 @@ class Pipeline:
                 poses = poses[excess:]
             for sample in poses:
                 guide.link.add(sample)
-                outputs.append(guide.frame(now_ns, self._room, self._registrations))
-        return outputs
+                outputs += self._frame(guide, now_ns)
+        return outputs + noticed if noticed else outputs
+
+    def _watched(self, reference: PoseSample, now_ns: int) -> list[Note]:
+        """Return what the log must say of the reference's newest sample; what it puts in doubt ends exceptions."""
+        notes = self._watch.step(reference, now_ns, self._registrations, self._room)
+        if notes:
+            self._end_exceptions("the registration is in doubt", now_ns)
+        return notes
 
     def _due_frames(self, now_ns: int) -> list[Output]:
-        return [
-            guide.frame(now_ns, self._room, self._registrations)
-            for guide in self._guides.values()
-            if guide.next_due_ns(self.setup.idle_frame_ns) <= now_ns
-        ]
+        idle_ns = self.setup.idle_frame_ns
+        due = [guide for guide in self._guides.values() if guide.next_due_ns(idle_ns) <= now_ns]
+        return [output for guide in due for output in self._frame(guide, now_ns)]
 
     def _frames(self, now_ns: int) -> list[Output]:
-        return [guide.frame(now_ns, self._room, self._registrations) for guide in self._guides.values()]
+        return [output for guide in self._guides.values() for output in self._frame(guide, now_ns)]
+
+    def _frame(self, guide: ToolGuide, now_ns: int) -> list[Output]:
+        """Return a tool's next frame, and after it what the log must say of it."""
+        max_age_ns = self.setup.registration_max_age_ns
+        if max_age_ns is not None:
+            self._expire(now_ns, max_age_ns)
+        frame = guide.frame(now_ns, self._room, self._registrations)
+        if not guide.notes:
+            return [frame]
+        notes, guide.notes = guide.notes, []
+        return [frame, *notes]
 
     # -- registration and commands -----------------------------------------------------------------------------
 
@@ -248,25 +293,83 @@ class Pipeline:
         return [Reply(item.id, True, value), note, *changed]
 
     def _acknowledge(self, item: CommandIn) -> Any:
+        """Acknowledge an alarm: of the tool that is named, or the only one that shows it; of the room, everywhere."""
         alarm_id = _argument(item, "id", str)
-        showing = [guide for guide in self._guides.values() if alarm_id in guide.alarms]
+        showing = {name: guide for name, guide in self._guides.items() if alarm_id in guide.alarms}
+        tool = item.args.get("tool")
+        if tool is not None and self._named(item).tool.name not in showing:
+            raise CommandRefused(f"no alarm {alarm_id!r} is present for {tool}")
         if not showing:
             raise CommandRefused(f"no alarm {alarm_id!r} is present")
-        for guide in showing:
-            guide.alarms = acknowledge(guide.alarms, alarm_id)
+        condition = next(iter(showing.values())).alarms[alarm_id].present.condition
+        if RULES[condition].scope is not Scope.ROOM:
+            if tool is None and len(showing) > 1:
+                raise CommandRefused(f"alarm {alarm_id!r} is present for {', '.join(showing)}; say which in args.tool")
+            showing = {tool: showing[tool]} if tool is not None else showing
+        for guide in showing.values():
+            guide.acknowledge(alarm_id, item.role, item.now_ns)
         return None
+
+    def _except_structure(self, item: CommandIn) -> Any:
+        """Except a structure that the plan crosses from one tool's alarms, or watch it again."""
+        structure, reason = _argument(item, "structure", str), _argument(item, "reason", str)
+        if item.args.get("tool") is None and len(self._guides) > 1:
+            raise CommandRefused(f"there are several tools ({', '.join(self._guides)}); say which in args.tool")
+        guide = self._named(item) if item.args.get("tool") is not None else next(iter(self._guides.values()))
+        if _argument(item, "on", bool):
+            guide.notes.append(guide.crossings.begin(structure, reason, item.role, item.now_ns))
+        else:
+            guide.notes.append(guide.crossings.end(structure, reason or f"by {item.role}", item.now_ns))
+        guide.rewatch()
+        return None
+
+    def _end_exceptions(self, why: str, now_ns: int) -> None:
+        for guide in self._guides.values():
+            guide.notes += guide.crossings.end_all(why, now_ns)
+            guide.rewatch()
 
     def _accept(self, item: CommandIn) -> Any:
         self._registrations.accept(_argument(item, "id", str), item.now_ns)
+        self._trust("another registration was accepted", item.now_ns)
         if self._room.phase in ("setup", "registration", "verification"):
-            self._room.phase = "navigation"
+            self._enter("navigation", item.now_ns)
         return None
 
+    def _trust(self, why: str, now_ns: int) -> None:
+        """Begin anew what is watched since the registration was trusted."""
+        self._room.drifting = None
+        self._watch.rebase(self._registrations)
+        self._end_exceptions(why, now_ns)
+
     def _reject(self, item: CommandIn) -> Any:
+        used = self._registrations.accepted
         self._registrations.reject(_argument(item, "id", str), item.now_ns)
         if self._registrations.accepted is None:
-            self._room.phase = "registration"
+            self._enter("registration", item.now_ns)
+        if used is not self._registrations.accepted:
+            self._end_exceptions("the registration was rejected", item.now_ns)
         return None
+
+    def _doubt(self, item: CommandIn) -> Any:
+        """Put the registration in use in doubt: geometry goes on, DEGRADED, until it is confirmed."""
+        name, reason = _argument(item, "id", str), _argument(item, "reason", str)
+        self._registrations.put_in_doubt(name, reason, Condition.UNVERIFIED, item.now_ns)
+        self._end_exceptions("the registration is in doubt", item.now_ns)
+        return None
+
+    def _confirm(self, item: CommandIn) -> Any:
+        """Trust a registration again that is unverified or expired: the operator has checked it."""
+        self._registrations.confirm(_argument(item, "id", str), item.now_ns)
+        self._trust("the registration was confirmed", item.now_ns)
+        return None
+
+    def _expire(self, now_ns: int, max_age_ns: int) -> None:
+        expired = self._registrations.expire(now_ns, max_age_ns)
+        if expired is not None:
+            text = f"registration {expired.id} expired: {expired.reason}"
+            fields = {"id": expired.id, "max_age_s": max_age_ns / 1e9}
+            next(iter(self._guides.values())).notes.append(Note(now_ns, "registration_expired", text, fields))
+            self._end_exceptions("the registration expired", now_ns)
 
     def _describe(self, item: CommandIn) -> Any:
         registration = self._registrations.find(_argument(item, "id", str))
@@ -286,15 +389,22 @@ class Pipeline:
         seconds = item.args.get("seconds")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= AUDIO_PAUSE_MAX_S:
             raise CommandRefused(f"seconds {seconds!r}; expected a number from 0 to {AUDIO_PAUSE_MAX_S:g}")
-        self._room.audio_paused_until_ns = item.now_ns + int(1e9 * seconds)
+        event = AudioEvent.PAUSE if seconds else AudioEvent.RESUME
+        self._room.step_audio(event, item.now_ns, int(1e9 * seconds))
         return None
 
     def _set_phase(self, item: CommandIn) -> Any:
         phase = _argument(item, "phase", str)
         if phase not in PHASES:
             raise CommandRefused(f"unknown phase {phase!r}; one of {', '.join(PHASES)}")
-        self._room.phase = phase
+        self._enter(phase, item.now_ns)
         return None
+
+    def _enter(self, phase: str, now_ns: int) -> None:
+        """Begin a phase; what was excepted was so in the phase before."""
+        if phase != self._room.phase:
+            self._room.phase = phase
+            self._end_exceptions(f"phase {phase} began", now_ns)
 
     def _park(self, item: CommandIn) -> Any:
         self._named(item).parked = _argument(item, "parked", bool)
@@ -351,7 +461,10 @@ def _argument(item: CommandIn, name: str, kind: type[_T]) -> _T:
 
 _OPERATIONS = {
     "acknowledge_alarm": Pipeline._acknowledge,
+    "except_structure": Pipeline._except_structure,
     "accept_registration": Pipeline._accept,
+    "doubt_registration": Pipeline._doubt,
+    "confirm_registration": Pipeline._confirm,
     "reject_registration": Pipeline._reject,
     "describe_registration": Pipeline._describe,
     "pause_audio": Pipeline._pause_audio,

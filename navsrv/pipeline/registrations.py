@@ -1,4 +1,7 @@
-"""Owns which registration geometry rests on: proposed, accepted, rejected; only an operator accepts."""
+"""Owns which registration geometry rests on: proposed, accepted, in doubt, rejected, expired.
+
+Only an operator accepts or confirms; a rule may doubt and expire, never the other way.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from navsrv.guidance.alarms import Condition
 from navsrv.kernel.frames import CT, REFERENCE, Array, Frame, Rigid
 from navsrv.pipeline.inputs import RegistrationIn
 from navsrv.pipeline.setup import Preset
@@ -24,6 +28,10 @@ class Registration:
         Of ``T_ct_from_ref``; zeros when a preset states none.
     since_ns : int or None
         Monotonic time of its present state; None for a preset, which is older than this server.
+    trusted_ns : int or None
+        When an operator last accepted or confirmed it.
+    doubt : Condition or None
+        The alarm that says why an unverified one is in doubt; ``reason`` has the words and the number.
     """
 
     id: str
@@ -35,6 +43,8 @@ class Registration:
     T_ct_from_ref: Rigid
     covariance: Array
     since_ns: int | None
+    trusted_ns: int | None = None
+    doubt: Condition | None = None
 
     def shown(self, now_ns: int) -> RegistrationState:
         """Return it as the frame says it."""
@@ -96,9 +106,44 @@ class Registrations:
         proposal = self._proposal(registration_id)
         if proposal.verdict == "refuse":
             raise ValueError(f"registration {registration_id} was refused by its own verdict: {proposal.reason}")
-        self.accepted = self.last = replace(proposal, state="accepted", since_ns=now_ns)
+        self.accepted = self.last = replace(proposal, state="accepted", since_ns=now_ns, trusted_ns=now_ns)
         self.proposed = None
         return self.accepted
+
+    def put_in_doubt(self, registration_id: str, reason: str, cause: Condition, now_ns: int) -> Registration:
+        """Keep using the accepted one, as unverified until it is confirmed; ValueError if it is not this one."""
+        if self.accepted is None or self.accepted.id != registration_id:
+            raise ValueError(f"registration {registration_id!r} is not in use")
+        if not reason.strip():
+            raise ValueError("args.reason: empty; expected what puts it in doubt")
+        self.accepted = self.last = replace(
+            self.accepted, state="unverified", reason=reason.strip(), since_ns=now_ns, doubt=cause
+        )
+        return self.accepted
+
+    def confirm(self, registration_id: str, now_ns: int) -> Registration:
+        """Trust one again that is unverified or expired, by the operator's word; ValueError if it is neither."""
+        for held in (self.accepted, self.last):
+            if held is not None and held.id == registration_id and held.state in ("unverified", "expired"):
+                self.accepted = self.last = replace(
+                    held, state="accepted", reason="confirmed", since_ns=now_ns, trusted_ns=now_ns, doubt=None
+                )
+                return self.accepted
+        raise ValueError(f"registration {registration_id!r} is neither unverified nor expired")
+
+    def expire(self, now_ns: int, max_age_ns: int) -> Registration | None:
+        """Stop using one that was last trusted longer ago than this; return it if that happened now.
+
+        A preset has no age: nobody registered, so that nobody could confirm.
+        """
+        held = self.accepted
+        if held is None or held.trusted_ns is None or now_ns - held.trusted_ns <= max_age_ns:
+            return None
+        minutes = max_age_ns / 60e9
+        reason = f"last confirmed more than {minutes:g} min ago"
+        self.last = replace(held, state="expired", reason=reason, since_ns=now_ns)
+        self.accepted = None
+        return self.last
 
     def reject(self, registration_id: str, now_ns: int) -> Registration:
         """Drop the proposal, or stop using the accepted one; ValueError if neither has this id."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from devices.health import FreshnessRule
 from devices.openigtlink import SourceSpec, parse_transform_name
 from navsrv.anatomy.bvh import DistanceStructure
+from navsrv.guidance.conditions import SiteLimits
 from navsrv.guidance.levels import Limits
 from navsrv.guidance.trajectory import PlannedPath
 from navsrv.kernel.errors import ConfigError
@@ -101,8 +102,11 @@ class Setup:
     idle_frame_ns: int = 100_000_000
     max_burst: int = 16
     """Poses of one tool in one read that each get a frame; older ones are skipped and counted."""
-    target_reached_mm: float = 2.0
     pose_history: int = 1500
+    site: SiteLimits = field(default_factory=SiteLimits)
+    witness: ReferenceSetup | None = None
+    """A second body fixed to the patient or the table, that the reference is watched against."""
+    registration_max_age_ns: int | None = None
 
     def __post_init__(self) -> None:
         faults: list[str] = []
@@ -111,6 +115,8 @@ class Setup:
         streams = [(f"tools.{t.name}", t.source, t.transform) for t in self.tools]
         if self.reference is not None:
             streams.append(("the reference", self.reference.source, self.reference.transform))
+        if self.witness is not None:
+            streams.append(("the witness", self.witness.source, self.witness.transform))
         taken: dict[tuple[str, str], str] = {}
         into: dict[Frame, str] = {}
         for who, source, transform in streams:

@@ -6,26 +6,42 @@ null, at full rate.  The last good value is never shown as current.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from navsrv.guidance.alarms import (
-    BRIEF_LOSS_NS,
-    OF_GEOMETRY,
-    OF_STRUCTURES,
-    PARKABLE,
+import msgspec
+
+from navsrv.guidance.alarm_life import (
+    NO_ALARMS,
     AlarmTable,
-    Condition,
+    Change,
     Present,
-    Priority,
+    acknowledge,
     step_alarms,
+    step_audio,
 )
+from navsrv.guidance.alarms import OF_GEOMETRY, OF_STRUCTURES, RULES, AudioEvent, Condition, Priority
 from navsrv.guidance.clearance import ClearanceEngine
+from navsrv.guidance.conditions import (
+    NAVIGATING,
+    Onset,
+    Watched,
+    loss_priority,
+    onset,
+    path_conditions,
+    structure_conditions,
+)
 from navsrv.guidance.trajectory import Deviation
 from navsrv.kernel.frames import Array
+from navsrv.pipeline.alarm_log import alarm_note, audio_note
+from navsrv.pipeline.crossings import Crossings
+from navsrv.pipeline.inputs import Note
 from navsrv.pipeline.links import GOOD, PoseLink, Standing
 from navsrv.pipeline.placement import NotPlaced, Pair, Placed, Placement
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, ToolSetup
+from navsrv.pipeline.watches import RateWatch
 from navsrv.wire.guidance import (
     GEOMETRY_STATES,
     STATES,
@@ -37,9 +53,11 @@ from navsrv.wire.guidance import (
 )
 
 _RANK = {state: rank for rank, state in enumerate(STATES)}
-_LEVEL_CONDITION = {1: Condition.CAUTION, 2: Condition.WARNING, 3: Condition.BREACH}
-_LOSSES = frozenset((Condition.TOOL_LOST, Condition.REFERENCE_LOST, Condition.SOURCE_STALE, Condition.LINK_DOWN))
 _NO_REFERENCE = Standing("LOST", "no reference is configured", Condition.REFERENCE_LOST, "Reference")
+
+
+_NOTHING_UNJUDGED = frozenset[Condition]()
+_NOTHING_PRESENT: Mapping[str, Present] = {}
 
 
 @dataclass(slots=True)
@@ -50,6 +68,9 @@ class RoomFacts:
     phase: str = "setup"
     missed_deadlines: int = 0
     lost_records: int = 0
+    displays: int | None = None
+    """Displays connected now; None as long as there never was one."""
+    drifting: Present | None = None
     audio_paused_until_ns: int = 0
     happened: dict[str, tuple[int, Present]] = field(default_factory=dict)
     """Momentary facts by the id of their alarm: how often each happened, and what to say of the last time."""
@@ -59,9 +80,21 @@ class RoomFacts:
         count, _ = self.happened.get(fact.id, (0, fact))
         self.happened[fact.id] = (count + 1, fact)
 
+    def step_audio(self, event: AudioEvent, now_ns: int, pause_ns: int = 0) -> list[Note]:
+        """Pause sounds, or let them be heard again; return what the log must say of a pause that ended by itself."""
+        was = self.audio_paused_until_ns
+        self.audio_paused_until_ns = step_audio(was, event, now_ns, pause_ns)
+        ended = was and not self.audio_paused_until_ns and event in (AudioEvent.ELAPSED, AudioEvent.NEW_HIGH)
+        why = "the time is over" if event is AudioEvent.ELAPSED else "a new alarm of high priority"
+        return [audio_note(now_ns, why)] if ended else []
+
 
 class ToolGuide:
-    """Turns the poses of one tool into frames; all state of the tool lives here."""
+    """Turns the poses of one tool into frames; all state of the tool lives here.
+
+    ``rates`` are the watches of its own stream and the reference's.  ``notes`` fills with what the log must say;
+    whoever asks for a frame takes it away.
+    """
 
     def __init__(
         self, setup: Setup, tool: ToolSetup, link: PoseLink, reference: PoseLink | None, engine: ClearanceEngine
@@ -70,14 +103,39 @@ class ToolGuide:
         self.link = link
         self.reference = reference
         self.parked = False
-        self.alarms: AlarmTable = {}
+        self.alarms: AlarmTable = NO_ALARMS
+        self.crossings = Crossings(setup, tool, engine)
+        self.rates: Sequence[RateWatch] = ()
+        self.notes: list[Note] = []
         self.seq = 0
         self.skipped = 0
         self.last_frame_ns = 0
         self._setup = setup
         self._placement = Placement(setup, tool, link.source, reference, engine)
+        path = setup.path
+        self._path_mm = 0.0 if path is None else math.dist(path.entry_ct_mm, path.target_ct_mm)
+        self._unknown_rows = [
+            StructureRow(s.name, s.kind, part, None, None, None, None, None, "unknown")
+            for part in ("tip", "shaft")
+            for s in setup.structures
+        ]
+        self._watched: Watched = ()
+        self.rewatch()
         self._told: dict[str, int] = {}
-        self._lost_since_ns: dict[int, int] = {}
+        self._onsets: dict[int, Onset] = {}
+        self._rows: list[StructureRow] = []
+        self._ranks: Sequence[int] = ()
+        self._shown_of: AlarmTable = NO_ALARMS
+        self._alarm_states: list[AlarmState] = []
+
+    def rewatch(self) -> None:
+        """Watch the critical structures that are not excepted now."""
+        structures = self._setup.structures
+        self._watched = [
+            (i, s.limits)
+            for i, s in enumerate((*structures, *structures))
+            if s.kind == "critical" and s.name not in self.crossings
+        ]
 
     # -- one frame ---------------------------------------------------------------------------------------------
 
@@ -94,9 +152,10 @@ class ToolGuide:
                 standings.append(Standing("FAULT", reason, Condition.FAULT, self.tool.name))
         if placed is None:
             self._placement.forget(now_ns)
+        else:
+            self._take_rows(placed)
         worst = _worst(standings)
-        present = self._present(now_ns, standings, room, placed)
-        self.alarms = step_alarms(self.alarms, present, now_ns, frozenset() if placed else OF_GEOMETRY)
+        self._alert(now_ns, standings, room, registrations, placed)
         self.seq += 1
         self.last_frame_ns = now_ns
         return GuidanceFrame(
@@ -115,16 +174,18 @@ class ToolGuide:
             tip_ct_mm=None if placed is None else _triple(placed.tip_ct_mm),
             axis_ct=None if placed is None else _triple(placed.axis_ct),
             q_wxyz_ct_from_tip=None if placed is None else placed.q_wxyz,
-            structures=self._unknown_rows() if placed is None else placed.rows,
+            structures=self._unknown_rows if placed is None else self._rows,
             trajectory=None if placed is None else _trajectory(placed.deviation),
             zone=None,
-            alarms=_shown(self.alarms),
+            alarms=self._shown(),
             registration=registrations.shown(now_ns),
             proposal=registrations.shown_proposal(now_ns),
             temperatures=[],
             missed_deadlines=room.missed_deadlines,
             skipped_poses=self.skipped,
             audio_paused_s=max(0.0, (room.audio_paused_until_ns - now_ns) / 1e9),
+            parked=self.parked,
+            exceptions=self.crossings.shown,
         )
 
     def next_due_ns(self, idle_frame_ns: int) -> int:
@@ -173,46 +234,139 @@ class ToolGuide:
         seen = [link.last.taken_ns for link in links if link is not None and link.last is not None]
         return (now_ns - min(seen)) / 1e6 if seen else None
 
-    def _unknown_rows(self) -> list[StructureRow]:
-        return [
-            StructureRow(s.name, s.kind, part, None, None, None, None, None, "unknown")
-            for part in ("tip", "shaft")
-            for s in self._setup.structures
-        ]
+    def _take_rows(self, placed: Placed) -> None:
+        """Keep the rows as frames show them: one excepted keeps its numbers and has no level."""
+        self._rows, self._ranks = placed.rows, placed.ranks
+        if self.crossings:
+            excepted = [row.name in self.crossings for row in placed.rows]
+            self._rows = [
+                msgspec.structs.replace(row, level="none") if out else row
+                for row, out in zip(placed.rows, excepted, strict=True)
+            ]
+            self._ranks = [0 if out else rank for rank, out in zip(placed.ranks, excepted, strict=True)]
 
     # -- alarms ------------------------------------------------------------------------------------------------
 
+    def acknowledge(self, alarm_id: str, by: str, now_ns: int) -> None:
+        """Take the operator's word that an alarm was seen; KeyError if it is not present."""
+        self.alarms, change = acknowledge(self.alarms, alarm_id)
+        self.notes.append(alarm_note(now_ns, self.tool.name, change, by))
+
+    def _alert(
+        self,
+        now_ns: int,
+        standings: Sequence[Standing],
+        room: RoomFacts,
+        registrations: Registrations,
+        placed: Placed | None,
+    ) -> None:
+        """Step the alarms; the quiet way through here is short, for every frame goes it."""
+        present = self._present(now_ns, standings, room, registrations, placed)
+        unjudged = _NOTHING_UNJUDGED if placed is not None else OF_GEOMETRY
+        self.alarms, changes = step_alarms(self.alarms, present, now_ns, unjudged)
+        if changes:
+            self._log(now_ns, changes, room)
+        if room.audio_paused_until_ns and now_ns >= room.audio_paused_until_ns:
+            self.notes += room.step_audio(AudioEvent.ELAPSED, now_ns)
+
+    def _log(self, now_ns: int, changes: Sequence[Change], room: RoomFacts) -> None:
+        self.notes += [alarm_note(now_ns, self.tool.name, change) for change in changes]
+        if any(change.is_new_high for change in changes):
+            self.notes += room.step_audio(AudioEvent.NEW_HIGH, now_ns)
+
     def _present(
-        self, now_ns: int, standings: list[Standing], room: RoomFacts, placed: Placed | None
-    ) -> dict[str, Present]:
-        found = self._validity_alarms(now_ns, standings)
+        self,
+        now_ns: int,
+        standings: Sequence[Standing],
+        room: RoomFacts,
+        registrations: Registrations,
+        placed: Placed | None,
+    ) -> Mapping[str, Present]:
+        """Return what holds, by the id of its alarm."""
+        found: list[Present] = []
         if placed is not None:
-            found += _structure_alarms(placed)
-            if placed.deviation is not None:
-                found += _path_alarms(placed.deviation, self._setup.target_reached_mm)
+            found += structure_conditions(self._rows, self._ranks, self._watched, self.alarms)
+            if self.parked and found:
+                self._end_parking(now_ns, found)
+            path = self._setup.path
+            if placed.deviation is not None and path is not None and not self.parked:
+                site = self._setup.site
+                found += path_conditions(placed.deviation, self._path_mm, path.corridor_mm, site, self.alarms)
+        if self._onsets or any(s is not GOOD for s in standings):
+            registered = registrations.accepted is not None
+            found = self._validity(now_ns, standings, registered) + found
+        for place, rate in enumerate(self.rates):
+            if rate.is_low(now_ns) and standings[place].condition is None and not (place == 0 and self.parked):
+                found.append(self._rate_low(place, rate, now_ns))
+        if room.drifting is not None and registrations.accepted is not None:
+            found.append(room.drifting)
+        if room.displays == 0 and room.phase in NAVIGATING and self._setup.site.display_gone:
+            found.append(Present(Condition.DISPLAY_GONE, None, "No display is connected to this server"))
         for key, (count, fact) in room.happened.items():
             if count > self._told.get(key, 0):
                 self._told[key] = count
                 found.append(fact)
-        return {p.id: p for p in reversed(found)}  # of one id, the first speaks
+        return {p.id: p for p in reversed(found)} if found else _NOTHING_PRESENT  # of one id, the first speaks
 
-    def _validity_alarms(self, now_ns: int, standings: list[Standing]) -> list[Present]:
-        """Return an alarm for each thing that stands badly, not for the worst alone: none hides another."""
-        unregistered = any(s.condition is Condition.UNREGISTERED for s in standings)
-        lost_since: dict[int, int] = {}
+    def _end_parking(self, now_ns: int, found: Sequence[Present]) -> None:
+        """Take a parked tool for one in use when it comes near: a forgotten word must not hide a contact."""
+        reasons = [p for p in found if p.condition in OF_STRUCTURES and p.signalled is not Priority.LOW]
+        if reasons:
+            self.parked = False
+            text = f"{self.tool.name} was parked and is in use: {reasons[0].text}"
+            self.notes.append(Note(now_ns, "parking_ended", text, {"tool": self.tool.name}))
+
+    def _validity(self, now_ns: int, standings: Sequence[Standing], registered: bool) -> list[Present]:
+        """Return a condition for each thing that stands badly, not for the worst alone: none hides another."""
+        onsets: dict[int, Onset] = {}
         found = []
+        site = self._setup.site
         for place, standing in enumerate(standings):
-            if standing.condition is None:
+            condition = standing.condition
+            if condition is None:
                 continue
-            priority = None
-            if standing.condition in _LOSSES:
-                since = lost_since[place] = self._lost_since_ns.get(place, now_ns)
-                brief = standing.condition is not Condition.LINK_DOWN and now_ns - since < BRIEF_LOSS_NS
-                quiet = self.parked and standing.condition in PARKABLE
-                priority = Priority.LOW if brief or quiet or unregistered else None
-            found.append(Present(standing.condition, standing.subject, standing.reason, priority))
-        self._lost_since_ns = lost_since
+            began = self._onsets.get(place)
+            if began is None:
+                began = onset(now_ns, self._rows, self._ranks, site)
+            onsets[place] = began
+            own = place == 0 or condition is Condition.FAULT
+            priority = loss_priority(condition, began, now_ns, site, own=own, parked=self.parked, registered=registered)
+            measured = {"lasts_ms": (now_ns - began.since_ns) / 1e6}
+            found.append(
+                Present(condition, standing.subject, standing.reason, priority, past=standing.reason, measured=measured)
+            )
+        self._onsets = onsets
         return found
+
+    def _rate_low(self, place: int, rate: RateWatch, now_ns: int) -> Present:
+        label = self.link.label if place == 0 or self.reference is None else self.reference.label
+        seen_hz = rate.seen_hz(now_ns)
+        return Present(
+            Condition.RATE_LOW,
+            label,
+            f"{label}: {seen_hz:.0f} of {rate.rate_hz:g} declared poses a second",
+            past=f"{label}: too few poses came",
+            measured={"rate_hz": seen_hz, "declared_hz": rate.rate_hz, "fraction": self._setup.site.rate_fraction},
+        )
+
+    def _shown(self) -> list[AlarmState]:
+        """Return the alarms as the frame says them; made anew only when one changed."""
+        if self._shown_of is not self.alarms:
+            self._shown_of = self.alarms
+            self._alarm_states = [
+                AlarmState(
+                    key,
+                    alarm.present.condition.value,
+                    alarm.priority.value,
+                    alarm.phase.value,
+                    alarm.since_ns,
+                    alarm.present.subject if alarm.present.condition in OF_STRUCTURES else None,
+                    alarm.present.text,
+                    RULES[alarm.present.condition].action,
+                )
+                for key, alarm in self.alarms.items()
+            ]
+        return self._alarm_states
 
 
 def _worst(standings: list[Standing]) -> Standing:
@@ -222,55 +376,23 @@ def _worst(standings: list[Standing]) -> Standing:
 def _registered(registrations: Registrations, now_ns: int) -> Standing:
     accepted = registrations.accepted
     if accepted is None:
-        state = registrations.shown(now_ns).state
-        why = {"none": "no registration yet", "proposed": "a registration waits for acceptance"}
-        return Standing("UNREGISTERED", why.get(state, f"registration {state}"), Condition.UNREGISTERED)
+        return _without_registration(registrations, now_ns)
     if accepted.state == "unverified":
-        return Standing("DEGRADED", f"registration unverified: {accepted.reason}", Condition.UNVERIFIED)
+        return Standing("DEGRADED", f"registration unverified: {accepted.reason}", accepted.doubt)
     return GOOD
 
 
-def _structure_alarms(placed: Placed) -> list[Present]:
-    """Return one alarm for each structure with a level: of its parts the worst, of equally bad ones the nearest."""
-    worst: dict[str, tuple[int, StructureRow]] = {}
-    for row, rank in zip(placed.rows, placed.ranks, strict=True):
-        held = worst.get(row.name)
-        if rank and (held is None or (rank, -_lower(row)) > (held[0], -_lower(held[1]))):
-            worst[row.name] = (rank, row)
-    return [
-        Present(_LEVEL_CONDITION[rank], name, _clearance_text(rank, row), past=_past_text(rank, row))
-        for name, (rank, row) in worst.items()
-    ]
-
-
-def _lower(row: StructureRow) -> float:
-    return 0.0 if row.lower_mm is None else row.lower_mm
-
-
-def _clearance_text(rank: int, row: StructureRow) -> str:
-    distance, lower = row.distance_mm or 0.0, _lower(row)
-    figures = f"{distance:.1f} mm, at least {lower:.1f} mm"
-    where = f"{row.name} ({row.part})"
-    if rank < 3:
-        return f"{where}: {figures}"
-    fact = "contact" if distance <= 0.0 else "contact possible" if lower <= 0.0 else "leaving contact"
-    # The fact stands first: a display short of room cuts the end, and "contact" must not be left of "contact possible".
-    return f"{fact.capitalize()}: {where}, {figures}"
-
-
-def _past_text(rank: int, row: StructureRow) -> str | None:
-    if rank < 3:
-        return None
-    touched = row.distance_mm is not None and row.distance_mm <= 0.0
-    return f"Contact was {'shown' if touched else 'possible'}: {row.name} ({row.part})"
-
-
-def _path_alarms(d: Deviation, target_reached_mm: float) -> list[Present]:
-    if not d.inside_corridor:
-        return [Present(Condition.OUTSIDE_CORRIDOR, None, f"{d.lateral_mm:.1f} mm beside the planned path")]
-    if abs(d.depth_to_target_mm) <= target_reached_mm:
-        return [Present(Condition.TARGET_REACHED, None, "target reached")]
-    return []
+def _without_registration(registrations: Registrations, now_ns: int) -> Standing:
+    match registrations.shown(now_ns).state:
+        case "rejected":
+            return Standing("UNREGISTERED", "registration rejected", Condition.REGISTRATION_REJECTED)
+        case "expired":
+            why = "" if registrations.last is None else f": {registrations.last.reason}"
+            return Standing("UNREGISTERED", f"registration expired{why}", Condition.REGISTRATION_EXPIRED)
+        case "proposed":
+            return Standing("UNREGISTERED", "a registration waits for acceptance", Condition.UNREGISTERED)
+        case _:
+            return Standing("UNREGISTERED", "no registration yet", Condition.UNREGISTERED)
 
 
 def _trajectory(d: Deviation | None) -> TrajectoryState | None:
@@ -280,18 +402,3 @@ def _trajectory(d: Deviation | None) -> TrajectoryState | None:
 def _triple(values: Array) -> tuple[float, float, float]:
     x, y, z = values.tolist()
     return (x, y, z)
-
-
-def _shown(table: AlarmTable) -> list[AlarmState]:
-    return [
-        AlarmState(
-            key,
-            alarm.present.condition.value,
-            alarm.priority.value,
-            alarm.phase.value,
-            alarm.since_ns,
-            alarm.present.subject if alarm.present.condition in OF_STRUCTURES else None,
-            alarm.present.text,
-        )
-        for key, alarm in table.items()
-    ]

@@ -64,6 +64,17 @@ class AlarmState(msgspec.Struct, frozen=True, gc=False):
     since_ns: int
     structure: str | None
     text: str
+    action: str = ""
+
+
+class ExceptionState(msgspec.Struct, frozen=True, gc=False):
+    """A critical structure that this tool's alarms leave out, because the plan crosses it on purpose."""
+
+    structure: str
+    reason: str
+    by: str
+    since_ns: int
+    planned_mm: float
 
 
 class RegistrationState(msgspec.Struct, frozen=True, gc=False):
@@ -115,6 +126,8 @@ class GuidanceFrame(msgspec.Struct, gc=False):
     missed_deadlines: int
     skipped_poses: int
     audio_paused_s: float
+    parked: bool = False
+    exceptions: list[ExceptionState] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -140,8 +153,8 @@ def json_ready(frame: GuidanceFrame) -> dict[str, Any]:
     for key in ("pose_time_ns", "received_ns", "sent_ns"):
         if data[key] is not None:
             data[key] = str(data[key])
-    for alarm in data["alarms"]:
-        alarm["since_ns"] = str(alarm["since_ns"])
+    for entry in (*data["alarms"], *data["exceptions"]):
+        entry["since_ns"] = str(entry["since_ns"])
     return data
 
 
