@@ -193,15 +193,16 @@ class Placement:
             *self._found.tolist(),
             self._clearances.tip_nearest_mm.tolist() + self._clearances.shaft_nearest_mm.tolist(),
             self._motion.closing_mm_s.tolist(),
+            self._motion.contact_s.tolist(),
             levels,
             strict=True,
         )
-        for (name, kind, part, limits), distance, sigma, lower, (x, y, z), closing, level in values:
+        for (name, kind, part, limits), distance, sigma, lower, (x, y, z), closing, contact, level in values:
             if limits is not None and (level.rank or lower < limits.caution_mm):
                 level = levels[len(rows)] = step_level(level, lower, limits, now_ns)
             ranks.append(level.rank)
-            speed = closing if closing == closing else None
-            rows.append(StructureRow(name, kind, part, distance, sigma, lower, (x, y, z), speed, level.level))
+            speed, soon = closing if closing == closing else None, contact if contact == contact else None
+            rows.append(StructureRow(name, kind, part, distance, sigma, lower, (x, y, z), speed, level.level, soon))
         return rows, ranks
 
 

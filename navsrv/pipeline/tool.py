@@ -396,7 +396,7 @@ def _without_registration(registrations: Registrations, now_ns: int) -> Standing
 
 
 def _trajectory(d: Deviation | None) -> TrajectoryState | None:
-    return None if d is None else TrajectoryState(d.lateral_mm, d.angle_deg, d.depth_to_target_mm, d.inside_corridor)
+    return None if d is None else TrajectoryState(*d)
 
 
 def _triple(values: Array) -> tuple[float, float, float]:

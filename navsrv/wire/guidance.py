@@ -35,15 +35,23 @@ class StructureRow(msgspec.Struct, frozen=True, gc=False):
     nearest_ct_mm: tuple[float, float, float] | None
     closing_mm_s: float | None
     level: str
+    contact_s: float | None = None
 
 
 class TrajectoryState(msgspec.Struct, frozen=True, gc=False):
-    """The tool against the plan: lateral offset of the tip, angle of the axes, signed depth left to the target."""
+    """The tool against the plan: lateral offset of the tip, angle of the axes, signed depth left to the target.
+
+    ``miss_mm``, ``reach_mm``, ``aim_ct_mm``, ``on_target``: where its axis, extended, passes the target.
+    """
 
     lateral_mm: float
     angle_deg: float
     depth_to_target_mm: float
     inside_corridor: bool
+    miss_mm: float
+    reach_mm: float
+    aim_ct_mm: tuple[float, float, float]
+    on_target: bool
 
 
 class ZoneState(msgspec.Struct, frozen=True, gc=False):
