@@ -14,6 +14,7 @@ NAMES: Final = {
     "carm": "a C-arm that pushes its pose and X-ray images",
     "oarm": "an O-arm that pushes its volume's pose and a volume",
     "demo": "the whole room at once",
+    "campaign": "thousands of insertions with sampled parameters, in virtual time (navsrv campaign)",
     "bench": "measurements of the server from outside (navsrv bench)",
 }
 HELP: Final = (

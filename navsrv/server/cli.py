@@ -24,13 +24,14 @@ COMMANDS: Final = {
     "calibrate": "calibrate from recorded poses, offline on files",
     "replay": "a recording's input through the same code",
     "simulate": "stand-alone simulators for any client",
+    "campaign": "thousands of simulated insertions, judged against the truth",
     "bench": "what the server costs, with a peer and a floor beside it",
     "doctor": "what this machine can do",
 }
 """Each lives in ``navsrv.server.commands.<name>`` with ``add_parser(subparsers)`` (but for those passed on) and
 ``run(args) -> int``."""
 
-PASSED_ON: Final = ("demo", "simulate", "bench")
+PASSED_ON: Final = ("demo", "simulate", "campaign", "bench")
 """Their arguments belong to ``python -m simulators``, a program of its own."""
 
 BAD_INPUT: Final = 2
