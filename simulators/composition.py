@@ -1,7 +1,7 @@
 """Owns the one place where simulators build what the server builds: the pipeline of a configuration, and a recording.
 
 In virtual time a simulator stands where the server's shell stands, so it has to compose the same parts: the same
-configuration file, the same setup, the same recording that ``navsrv replay`` opens (docs/decisions/0007).  Everything
+configuration file, the same setup, the same recording that ``navsrv replay`` opens (docs/decisions/0008).  Everything
 else here meets the server at its bytes and sockets.
 """
 
