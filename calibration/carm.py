@@ -73,6 +73,8 @@ class CarmView:
         Where they were seen, and seen less predicted.
     residual_px : float
         Root mean square per axis.
+    bead_depths_mm : (N,)
+        Of the beads used, from the source along the detector's normal.
     source_sigma_mm : float
         Predicted rms error of the source's place in the phantom.
     point_sigma_mm : float
@@ -89,6 +91,7 @@ class CarmView:
     bead_indices: Array
     centres_px: Array
     residuals_px: Array
+    bead_depths_mm: Array
     residual_px: float
     source_sigma_mm: float
     point_sigma_mm: float
@@ -353,6 +356,7 @@ def _judged(
         frozen_array(match.beads[used], (len(used),)),
         frozen_array(seen[used], (len(used), 2)),
         frozen_array(residuals[used], (len(used), 2)),
+        frozen_array(pose.apply(points[used])[:, 2], (len(used),)),
         figures["residual_px"],
         source_sigma,
         point_sigma,
