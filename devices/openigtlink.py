@@ -24,6 +24,7 @@ from navsrv.wire.openigtlink import (
     Message,
     Position,
     QTData,
+    Query,
     Status,
     TData,
     Transform,
@@ -93,9 +94,19 @@ def parse_transform_name(name: str) -> tuple[Frame, Frame] | None:
     return None if found is None else (Frame(found["to"].lower()), Frame(found["frm"].lower()))
 
 
-def encode_hello() -> bytes:
-    """Return the header-2 STATUS to send on connecting: PLUS sends metadata only to clients that spoke version 2."""
-    return encode(Message("navsrv", 0, Status(1, 0, "", "navsrv"), version=2))
+def encode_hello(version: int = 2) -> bytes:
+    """Return the STATUS to send on connecting: PLUS sends metadata only to clients that spoke header version 2."""
+    return encode(Message("navsrv", 0, Status(1, 0, "", "navsrv"), version))
+
+
+def encode_start(subject: str, interval_ns: int, version: int = 2) -> bytes:
+    """Return the STT_ message that asks for TDATA or QTDATA, one each ``interval_ns``."""
+    return encode(Message("navsrv", 0, Query.start(subject, interval_ns), version))
+
+
+def encode_stop(subject: str, version: int = 2) -> bytes:
+    """Return the STP_ message that ends it."""
+    return encode(Message("navsrv", 0, Query(f"STP_{subject}"), version))
 
 
 class OpenIgtLinkSource:

@@ -59,6 +59,10 @@ class TrackerConfig:
     trusted: bool = False
     stamps: Literal["device", "receipt"] = "device"
     names: dict[str, str] = rule(factory=dict)
+    stream: Literal["TDATA", "QTDATA"] | None = None
+    """What to ask for with STT_ at the declared rate, of a source that sends nothing unasked."""
+    header: Literal[1, 2] = 2
+    """The header version to speak to it: 1 for a source that loses its place at a version that it does not know."""
     noise_mm: float = rule(0.25, low=0.0, high=20.0)
     noise_deg: float = rule(0.05, low=0.0, high=20.0)
     latency_ms: float | None = rule(None, low=0.0, high=2000.0)

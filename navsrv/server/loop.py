@@ -116,6 +116,8 @@ class Loop:
                     client.ask(now_ns)
                 elif now_ns >= client.retry_ns:
                     self._begin(client)
+        for client in self.clients:
+            client.close()
         self.records.close()
         self.publisher.close()
 

@@ -12,7 +12,7 @@ import random
 import socket
 from typing import Final
 
-from devices.openigtlink import encode_hello
+from devices.openigtlink import encode_hello, encode_start, encode_stop
 from navsrv.server.config import TrackerConfig
 from navsrv.server.half_open import CONNECT_MS, NOTICE_MS, notice_half_open
 
@@ -35,6 +35,8 @@ class TrackerClient:
         self.retry_ns = 0
         self.heard_ns = 0
         """When bytes came last, monotonic; whoever reads writes it here."""
+        self._stream, self._header = tracker.stream, tracker.header
+        self._period_ns = int(1e9 / tracker.rate_hz)
         self._silent_ns = max(SILENT_NS, int(3e9 / tracker.rate_hz))
         self._asked_ns = 0
         self._heard_before_ns = 0
@@ -63,6 +65,8 @@ class TrackerClient:
         self._heard_before_ns = self.heard_ns
         notice_half_open(self.socket, NOTICE_MS)
         self._say()
+        if self._stream is not None:
+            self._send(encode_start(self._stream, self._period_ns, self._header))
         return None
 
     def ask(self, now_ns: int) -> None:
@@ -75,10 +79,21 @@ class TrackerClient:
             self._say()
 
     def _say(self) -> None:
+        self._send(encode_hello(self._header))
+
+    def _send(self, data: bytes) -> None:
         # A socket that cannot take it has its reason, and reading tells it.
         with contextlib.suppress(OSError):
             if self.socket is not None:
-                self.socket.send(encode_hello())
+                self.socket.send(data)
+
+    def close(self) -> None:
+        """Leave for good; a source that was asked to stream is asked to stop."""
+        if self.socket is not None:
+            if self.connected and self._stream is not None:
+                self._send(encode_stop(self._stream, self._header))
+            self.socket.close()
+            self.socket = None
 
     def drop(self, now_ns: int) -> None:
         """Close, and set the time of the next attempt: 0.2 s, doubling to 2 s while the source sends nothing."""

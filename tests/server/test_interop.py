@@ -78,7 +78,7 @@ def test_cpp_tracker_server_is_usable_when_trusted_by_name_and_lost_otherwise(
             reference.accept()
             with Feed(reference, 60.0, None):
                 frames = [usable(server) for _ in range(20)]
-                assert len({tuple(f["tip_ct_mm"]) for f in frames}) == 20
+                assert len({tuple(f["tip_ct_mm"]) for f in frames}) > 10  # a late pose is shown again
                 assert all(is_on_the_examples_path(tip_in_tracker(f)) for f in frames)
                 assert {f["pose_time_source"] for f in frames} == {"receipt"}
                 lost = server.frame(lambda f: f["tool"] == "Second" and "no status" in f["reason"])
@@ -87,6 +87,25 @@ def test_cpp_tracker_server_is_usable_when_trusted_by_name_and_lost_otherwise(
                 server.frame(lambda f: f["tool"] == "Needle" and "main is down" in f["reason"])
                 again = usable(server)
                 assert is_on_the_examples_path(tip_in_tracker(again))
+
+
+def test_cpp_tracking_data_server_streams_when_asked_to(balls: Path, tmp_path: Path, require_program: Find) -> None:
+    """Header 1, nothing before an STT_TDATA, then at the interval asked for three channels in one message."""
+    program, port = require_program("TrackingDataServer"), free_port()
+    with running(tmp_path / "tracker", program, port):
+        overrides = [
+            f"trackers.main.port={port}",
+            "trackers.main.rate_hz=50",
+            "trackers.main.stream=TDATA",
+            "trackers.main.header=1",
+            "trackers.main.trusted=true",
+            'trackers.main.names={"Channel 0"="NeedleToTracker", "Channel 1"="ReferenceToTracker"}',
+        ]
+        with LiveServer(balls, tmp_path, overrides) as server:
+            frames = [usable(server) for _ in range(20)]
+            assert len({tuple(f["tip_ct_mm"]) for f in frames}) > 10  # a late pose is shown again
+            apart_ms = np.diff([f["received_ns"] for f in frames]) / 1e6
+            assert 15.0 < np.median(apart_ms) < 35.0
 
 
 def test_cpp_clients_push_to_the_devices_port(balls: Path, tmp_path: Path, require_program: Find) -> None:
