@@ -1,4 +1,4 @@
-"""Owns the part of the configuration that is about DICOM: the server's own, and that of an imaging source sent by it."""
+"""Owns the configuration of DICOM: the server, and how the images that a source sends by it are placed."""
 
 from __future__ import annotations
 

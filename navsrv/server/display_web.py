@@ -230,6 +230,7 @@ class Metrics:
             "drift_ppm": gauge("navsrv_source_clock_drift_ppm", "How much faster the source's clock runs", of_source),
             "drift_sigma_ppm": gauge("navsrv_source_clock_drift_sigma_ppm", "Of the drift", of_source),
         }
+        self._dicom = gauge("navsrv_dicom", "What the DICOM server counted since its start", ("what",))
         self._state = gauge("navsrv_state", "1 for the state that holds", ("tool", "state"))
 
     async def page(self, request: web.Request) -> web.Response:
@@ -244,6 +245,8 @@ class Metrics:
             self._skipped.labels(tool).set(frame.skipped_poses)
             for state in STATES:
                 self._state.labels(tool, state).set(float(state == frame.state))
+        for what, count in self._board.dicom.items():
+            self._dicom.labels(what).set(count)
         for report in self._board.sources:
             self._connected.labels(report.source).set(float(report.connected))
             for what, count in report.counts.items():

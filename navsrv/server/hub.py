@@ -37,6 +37,7 @@ class FrameBoard:
         self.received_ns = 0
         self.frames = 0
         self.sources: list[SourceReport] = []
+        self.dicom: dict[str, int] = {}
         self.watchers: set[Callable[[], None]] = set()
         self._json: dict[str, tuple[int, bytes]] = {}
 
@@ -79,6 +80,8 @@ class Hub:
                 for message in messages:
                     if message["kind"] == "sources":
                         self.board.sources = msgspec.convert(message["value"], list[SourceReport])
+                    elif message["kind"] == "dicom":
+                        self.board.dicom = message["value"]
                 if not any(m["kind"] == "stop" for m in messages):
                     return
             if not ended.done():

@@ -28,6 +28,8 @@ END_S = 1.0
 """How long the end of the session waits for its devices' connections."""
 MAX_IMAGE_BYTES = 1 << 28
 POSE_NEAR_NS = 500_000_000
+LATE_APART_NS = 20_000_000
+"""Spacing of poses that are kept for images which arrive long after they were taken."""
 SILENT_S = 0.25
 """Silence after which a device is asked, once, whether it is still there."""
 _READ = 1 << 18
@@ -49,6 +51,17 @@ class Exposure:
 @dataclass(slots=True)
 class _PoseHistory:
     poses: deque[tuple[int, Array]] = field(default_factory=lambda: deque(maxlen=600))
+    apart_ns: int = 0
+
+    @classmethod
+    def spanning(cls, seconds: float) -> _PoseHistory:
+        """Return a history for images that arrive long after they were taken: as long, and no denser than it needs."""
+        return cls(deque(maxlen=int(seconds * 1e9) // LATE_APART_NS + 1), LATE_APART_NS)
+
+    def add(self, time_ns: int, matrix: Array) -> None:
+        """Take a pose, unless one was taken just before."""
+        if not self.poses or not 0 <= time_ns - self.poses[-1][0] < self.apart_ns:
+            self.poses.append((time_ns, matrix))
 
     def nearest(self, time_ns: int) -> tuple[int, Array] | None:
         """Return (distance in ns, matrix) of the pose nearest to a stamp, or None if there is none near."""
@@ -85,6 +98,10 @@ class DeviceListener:
         self._source_of = _sources_by_name(config, self._pushed)
         self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
         self._poses: dict[str, _PoseHistory] = {}
+        for imaging in config.imaging.values():
+            if imaging.connect == "dicom" and config.dicom is not None:
+                for pose in filter(None, (imaging.pose, imaging.detector)):
+                    self._poses[pose] = _PoseHistory.spanning(config.dicom.pose_memory_s)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer_of: dict[str, asyncio.StreamWriter] = {}
@@ -93,6 +110,11 @@ class DeviceListener:
         """Start listening; return the server and the port it got.  OSError if the port is in use."""
         server = await asyncio.start_server(self._connection, host, port)
         return server, server.sockets[0].getsockname()[1]
+
+    def pose_at(self, name: str, time_ns: int) -> tuple[int, Array] | None:
+        """Return (distance in ns, matrix) of the pose of this name nearest to a stamp; None if there is none near."""
+        history = self._poses.get(name)
+        return None if history is None else history.nearest(time_ns)
 
     def end(self, source: str) -> None:
         """Close the connection that this pushed source comes by, and no other."""
@@ -149,7 +171,8 @@ class DeviceListener:
             if message.device in (imaging.pose, imaging.detector) and isinstance(message.body, Transform):
                 self._pose(message, wall_ns, imaging.trusted)
                 return
-            if message.device == imaging.image and isinstance(message.body, Image):
+            by_igtl = imaging.connect == "openigtlink"
+            if by_igtl and message.device == imaging.image and isinstance(message.body, Image):
                 self._image(source, imaging, message, received_ns, wall_ns)
                 return
         if not self._pushed or not isinstance(message.body, _POSES):
@@ -206,21 +229,19 @@ class DeviceListener:
             self._on_note("pose_refused", f"{message.device}: the matrix is not a rigid motion")
             return
         stamp = message.time_ns or wall_ns
-        self._poses.setdefault(message.device, _PoseHistory()).poses.append((stamp, message.body.matrix))
+        self._poses.setdefault(message.device, _PoseHistory()).add(stamp, message.body.matrix)
 
     def _image(self, source: str, imaging: ImagingConfig, message: Message, received_ns: int, wall_ns: int) -> None:
         assert isinstance(message.body, Image)
         stamp = message.time_ns or wall_ns
-        near = self._poses[imaging.pose].nearest(stamp) if imaging.pose in self._poses else None
+        near = self.pose_at(imaging.pose, stamp)
         if near is None:
             self._on_note(
                 "image_without_pose", f"{imaging.image}: no {imaging.pose} within 0.5 s of the exposure; not used"
             )
             return
-        detector = None
-        if imaging.detector is not None and imaging.detector in self._poses:
-            found = self._poses[imaging.detector].nearest(stamp)
-            detector = None if found is None else found[1]
+        found = None if imaging.detector is None else self.pose_at(imaging.detector, stamp)
+        detector = None if found is None else found[1]
         voxels, matrix = message.body.voxels, message.body.matrix
         if voxels.ndim != 3:
             self._on_note("image_refused", f"{imaging.image}: {voxels.shape[-1]} components; expected one")

@@ -39,6 +39,7 @@ from navsrv.kernel.samples import VolumeSample
 from navsrv.server.boots import HubBoot, LoopBoot
 from navsrv.server.channel import ChannelClosed
 from navsrv.server.config import Config, resolved
+from navsrv.server.dicom_intake import DicomIntake, Tellings
 from navsrv.server.fluoroscopy import write_fluoroscopy
 from navsrv.server.imaging import DeviceListener, Exposure
 from navsrv.server.operations import OPERATIONS, listing
@@ -75,6 +76,7 @@ class Session:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ended: asyncio.Future[str | None]
         self._children: list[Child] = []
+        self._dicom: DicomIntake | None = None
         self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -119,6 +121,9 @@ class Session:
             self._device_server, devices = await self._listener.serve(host, wanted.devices)
         except OSError as error:
             raise InputError(_port_fault("devices", host, wanted.devices, error)) from None
+        if self.config.dicom is not None:
+            tell = Tellings(self._on_exposure, self._note, self._tell_dicom_counts)
+            self._dicom = DicomIntake(self.config, self.folder, self._listener, tell)
         endpoint = self._start_recorder()
         boot = LoopBoot(resolved(self.config), str(self.case.folder), self.id, endpoint)
         self._loop = self._child("loop", "navsrv.server.loop", pickle.dumps(boot))
@@ -139,7 +144,7 @@ class Session:
             "zmq": zmq_port,
             "commands": commands,
             "http": hub_ports["http"],
-            "dicom": None,
+            "dicom": None if self._dicom is None else await self._dicom.wait_ready(),
         }
 
     def _child(self, name: str, module: str, boot: Any) -> Child:
@@ -183,6 +188,8 @@ class Session:
             task.cancel()
         for child in self._children:
             loop.remove_reader(child.channel.fileno())
+        if self._dicom is not None:
+            self._dicom.stop()
         for child in reversed([c for c in self._children if c.name != "recorder"]):
             child.stop()
         # Asked before the pool forgets them: a registration that is running must not hold up the end.
@@ -275,6 +282,10 @@ class Session:
 
     def _forward_bytes(self, source: str, received_ns: int, wall_ns: int, data: bytes) -> None:
         self._to_loop("bytes", {"source": source, "received_ns": received_ns, "wall_ns": wall_ns, "data": data})
+
+    def _tell_dicom_counts(self, counts: dict[str, int]) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self._hub.channel.send({"kind": "dicom", "value": counts})
 
     def _forward_link(self, source: str, down: str | None) -> None:
         if down is None:
