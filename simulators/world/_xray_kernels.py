@@ -93,19 +93,23 @@ def _through(hu, limit, source, direction, enter, leave):  # type: ignore[no-unt
     u0 = np.float32(source[one_axis] + (first - source[main]) * slope_u)
     v0 = np.float32(source[other] + (first - source[main]) * slope_v)
     du, dv = np.float32(slope_u), np.float32(slope_v)
-    su, sv, sm, sn = strides[one_axis], strides[other], strides[main], sizes[main] - 1
-    top_u, top_v = np.float32(sizes[one_axis] - 1), np.float32(sizes[other] - 1)
-    end_u, end_v = sizes[one_axis] - 2, sizes[other] - 2
+    # 32-bit indices that are known not to be negative: a quarter of the time.
+    su, sv, sm = np.int32(strides[one_axis]), np.int32(strides[other]), np.int32(strides[main])
+    top_m, top_u, top_v = np.int32(sizes[main] - 1), np.float32(sizes[one_axis] - 1), np.float32(sizes[other] - 1)
+    last_u, last_v = np.float32(sizes[one_axis] - 1.0005), np.float32(sizes[other] - 1.0005)
     flat = hu.reshape(-1)
-    zero, soft = np.float32(0.0), np.float32(limit)
+    zero, soft, start = np.float32(0.0), np.float32(limit), np.int32(first)
     a, b = zero, zero
-    for n in range(last - first + 1):
-        u, v = _mirrored(u0 + np.float32(n) * du, top_u), _mirrored(v0 + np.float32(n) * dv, top_v)
-        iu, iv = min(int(u), end_u), min(int(v), end_v)
+    for n in range(np.int32(last - first + 1)):
+        step = np.int32(n)
+        u = min(_mirrored(u0 + np.float32(step) * du, top_u), last_u)
+        v = min(_mirrored(v0 + np.float32(step) * dv, top_v), last_v)
+        iu, iv = np.int32(u), np.int32(v)
         fu, fv = u - np.float32(iu), v - np.float32(iv)
-        base = (sn - abs(sn - abs(first + n))) * sm + iu * su + iv * sv
-        h00, h10 = np.float32(flat[base]), np.float32(flat[base + su])
-        h01, h11 = np.float32(flat[base + sv]), np.float32(flat[base + su + sv])
+        plane = np.int32(top_m - abs(top_m - abs(np.int32(start + step))))
+        base = np.int32(plane * sm + iu * su + iv * sv)
+        h00, h10 = np.float32(flat[np.uint32(base)]), np.float32(flat[np.uint32(base + su)])
+        h01, h11 = np.float32(flat[np.uint32(base + sv)]), np.float32(flat[np.uint32(base + su + sv)])
         low, high = h00 + fu * (h10 - h00), h01 + fu * (h11 - h01)
         value = low + fv * (high - low)
         a += value

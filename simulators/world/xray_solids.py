@@ -168,8 +168,8 @@ def cement_blob(centre_mm: ArrayLike, volume_ml: float, rng: np.random.Generator
     return tuple(pieces)
 
 
-def table_top(centre_mm: ArrayLike, half_mm: ArrayLike = (225.0, 12.0, 600.0)) -> Solid:
-    """Return a carbon table top with rounded edges and metal rails along both sides; x across, z along the patient."""
+def table_top(centre_mm: ArrayLike, half_mm: ArrayLike = (225.0, 12.0, 600.0), rails: bool = True) -> Solid:
+    """Return a carbon table top with round edges; x across, z along the patient; ``rails`` of steel on both sides."""
     centre = np.asarray(centre_mm, dtype=np.float64)
     across, thick, along = (float(h) for h in np.asarray(half_mm))
     reach = np.array([0.0, 0.0, along])
@@ -177,8 +177,9 @@ def table_top(centre_mm: ArrayLike, half_mm: ArrayLike = (225.0, 12.0, 600.0)) -
     for side in (-1.0, 1.0):
         edge = centre + side * np.array([across, 0.0, 0.0])
         pieces += cylinder(edge - reach, edge + reach, thick, Material.CARBON)
-        rail = centre + side * np.array([across + 32.0, 0.0, 0.0])
-        pieces += box(rail, (5.0, 12.5, along), Material.STEEL)
+        if rails:
+            rail = centre + side * np.array([across + 32.0, 0.0, 0.0])
+            pieces += box(rail, (5.0, 12.5, along), Material.STEEL)
     return tuple(pieces)
 
 
