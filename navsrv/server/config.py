@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from devices.openigtlink import parse_transform_name
+from navsrv.guidance.bending import LOAD_N
 from navsrv.kernel.checking import Checker, rule
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import RIGIDITY_TOLERANCE, rotation_defect
 from navsrv.pipeline.setup import GAUGE_MM
 from navsrv.server.config_dicom import PORT as DICOM_PORT
 from navsrv.server.config_dicom import DicomConfig, DicomSourceConfig, check_dicom
+from navsrv.server.config_doubt import TissueConfig, check_inflation
 
 T = TypeVar("T")
 
@@ -43,6 +46,8 @@ class ServerConfig:
 
     case: str
     deadline_ms: float = rule(10.0, low=0.1, high=1000.0)
+    loop_cpu: int | None = rule(None, low=0, high=1023)
+    """The core that the real-time loop keeps to; any, unless set.  Worth it where that core is kept free for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,11 @@ class ToolConfig:
     length_mm: float = rule(150.0, low=0.0, high=500.0)
     tip_sigma_mm: float = rule(0.3, low=0.0, high=20.0)
     axis_sigma_deg: float = rule(0.2, low=0.0, high=20.0)
+    bending_load_n: float = rule(LOAD_N, low=0.0, high=10.0)
+    bending_sigma_mm: float | None = rule(None, low=0.0, high=100.0)
+    """In place of what load, length and diameter make; 0 for a tool that is tracked at its tip."""
+    bone: str | None = None
+    """Of a reference: the bone of the case that it is fixed to; none takes all bones for one."""
 
     @property
     def radius_mm(self) -> float:
@@ -125,6 +135,8 @@ class RegistrationConfig:
     """How registrations come about."""
 
     preset: PresetConfig | None = None
+    inflation: dict[str, float] = rule(factory=dict, low=1.0, high=20.0)
+    """Factor on the sigma that a registration says of itself, by method, in place of the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +177,7 @@ class Config:
     dicom: DicomConfig | None = None
     registration: RegistrationConfig = rule(factory=RegistrationConfig)
     alarms: AlarmsConfig = rule(factory=AlarmsConfig)
+    tissue: TissueConfig = rule(factory=TissueConfig)
     recording: RecordingConfig = rule(factory=RecordingConfig)
 
 
@@ -267,6 +280,12 @@ def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
         if tracker.connect == "client" and not tracker.host.strip():
             checker.fault(f"trackers.{name}.host", "empty", "a host's name or address")
     _check_alarms(checker, data.get("alarms"))
+    check_inflation(checker, (data.get("registration") or {}).get("inflation"))
+    server = Checker("").table(ServerConfig, data.get("server", {}), "")
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    if server is not None and server.loop_cpu is not None and server.loop_cpu not in usable:
+        found = ", ".join(map(str, sorted(usable))) or "none on this system"
+        checker.fault("server.loop_cpu", f"{server.loop_cpu} cannot be used here", f"one of {found}")
     registration = _sound(RegistrationConfig, {"registration": data.get("registration")}).get("registration")
     preset = None if registration is None else registration.preset
     if preset is not None and not _is_rigid(preset.T_ct_from_ref):

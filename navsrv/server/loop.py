@@ -257,8 +257,11 @@ class Loop:
             self.records.keep(INPUT, encode_input(report))
 
 
-def prefer_real_time() -> None:
-    """Ask for real-time priority and for memory that stays; where that is not allowed, go on without."""
+def prefer_real_time(cpu: int | None) -> None:
+    """Ask for real-time priority, a core and memory that stays; where that is not allowed, go on without."""
+    if cpu is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, {cpu})
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
     # Under a limit the call could succeed now and make a later allocation fail.
@@ -336,7 +339,7 @@ def main() -> int:
         warm_up(setup)
     if compiled.buffer and not anew:
         begin_anew(channel, boot)
-    prefer_real_time()
+    prefer_real_time(boot.config.server.loop_cpu)
     try:
         loop = Loop(setup, boot.config, channel, boot.record_endpoint)
     except zmq.ZMQError as error:

@@ -31,6 +31,7 @@ def findings() -> Iterator[tuple[str, str, str]]:
     yield "python", "yes", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
     yield _real_time()
     yield _memory_lock()
+    yield _affinity()
     free = shutil.disk_usage(os.path.expanduser("~")).free / 2**30
     yield "disk", "yes" if free > 5 else "no", f"{free:.0f} GiB free for recordings; 5 or more are wanted"
     gpu = os.path.exists("/dev/nvidia0")
@@ -54,6 +55,13 @@ def _memory_lock() -> tuple[str, str, str]:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     able = os.geteuid() == 0 or limit == resource.RLIM_INFINITY
     return "memory locking", "yes" if able else "no", "mlockall may be called" if able else f"limit is {limit} bytes"
+
+
+def _affinity() -> tuple[str, str, str]:
+    if not hasattr(os, "sched_getaffinity"):
+        return "cpu affinity", "no", "this system has no call for it"
+    cores = sorted(os.sched_getaffinity(0))
+    return "cpu affinity", "yes", f"server.loop_cpu may be one of {', '.join(map(str, cores))}"
 
 
 def _port(name: str, host: str, port: int) -> tuple[str, str, str]:
