@@ -37,6 +37,7 @@ from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, SourceSetup, frames_of
+from navsrv.pipeline.tissue import Tissue
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
 from navsrv.pipeline.watches import MissWatch, RateWatch
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
@@ -69,6 +70,7 @@ class Pipeline:
         frame = REFERENCE if reference is None else frames_of(reference.transform)[1]
         self._registrations = Registrations(setup.preset, frame)
         self._room = RoomFacts(setup.session, "navigation" if setup.preset else "setup")
+        self._room.tissue = Tissue(tuple(s.name for s in setup.structures if s.turned_mm > 0.0), setup.tissue_seen)
         self._down: dict[str, str] = {}
         self._reference = None
         if reference is not None:
@@ -406,6 +408,14 @@ class Pipeline:
             self._room.phase = phase
             self._end_exceptions(f"phase {phase} began", now_ns)
 
+    def _patient_turned(self, _: CommandIn) -> Any:
+        self._room.tissue.turn()
+        return None
+
+    def _anatomy_confirmed(self, _: CommandIn) -> Any:
+        self._room.tissue.confirm()
+        return None
+
     def _park(self, item: CommandIn) -> Any:
         self._named(item).parked = _argument(item, "parked", bool)
         return None
@@ -470,6 +480,8 @@ _OPERATIONS = {
     "pause_audio": Pipeline._pause_audio,
     "set_phase": Pipeline._set_phase,
     "park_tool": Pipeline._park,
+    "patient_turned": Pipeline._patient_turned,
+    "anatomy_confirmed": Pipeline._anatomy_confirmed,
     "sample_tip": Pipeline._sample_tip,
     "reference_at": Pipeline._reference_at,
 }

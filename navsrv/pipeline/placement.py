@@ -7,6 +7,7 @@ rows of the frame are new.  Refuses to judge validity: whoever calls has done th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import hypot
 from typing import Final
 
 import numpy as np
@@ -100,14 +101,15 @@ class Placement:
         self._motion = Motion(count, source.spec.rate_hz)
         self._pose = np.zeros(POSE)
         self._found = np.zeros((3, 2 * count))
-        self._structure_mm = np.array([s.sigma_mm for s in setup.structures])
+        self._structure_mm = np.array([hypot(s.sigma_mm, s.motion_mm) for s in setup.structures])
+        self._turned_mm = np.array([hypot(s.sigma_mm, max(s.motion_mm, s.turned_mm)) for s in setup.structures])
+        self._inflation = setup.inflation
         self._terms = np.zeros(TERMS)
         noisy = source if reference is None else reference.source
         self._terms[[TOOL_MM, TOOL_RAD]] = source.noise_mm, source.noise_rad
         self._terms[[REFERENCE_MM, REFERENCE_RAD]] = noisy.noise_mm, noisy.noise_rad
         self._terms[[TIP_MM, AXIS_RAD]] = tool.tip_sigma_mm, tool.axis_sigma_rad
-        self._terms[[BENDING_MM, LENGTH_MM]] = 0.0, tool.length_mm
-        self._terms[INFLATION] = 1.0
+        self._terms[[BENDING_MM, LENGTH_MM]] = tool.bending_sigma_mm, tool.length_mm
         self._levels: list[LevelState] = [LevelState()] * (2 * count)
         self._row_of: list[tuple[str, str, str, Limits | None]] = [
             (s.name, s.kind, part, s.limits if s.kind == "critical" else None)
@@ -115,8 +117,10 @@ class Placement:
             for s in setup.structures
         ]
 
-    def place(self, now_ns: int, pair: Pair, accepted: Registration) -> Placed:
+    def place(self, now_ns: int, pair: Pair, accepted: Registration, tissue_seen: bool = True) -> Placed:
         """Return the instrument of a pair of poses, in CT, at ``now_ns``.
+
+        ``tissue_seen``: soft tissue was seen since the patient was turned; if not, its motion is doubted more.
 
         Raises
         ------
@@ -150,7 +154,7 @@ class Placement:
             clearances.tip_distance_mm,
             clearances.shaft_distance_mm,
         )
-        self._doubt(now_ns, pair, accepted, tip)
+        self._doubt(now_ns, pair, accepted, tip, tissue_seen)
         rows, ranks = self._rows(now_ns)
         path = self._path
         return Placed(tip, axis, q_wxyz, rows, ranks, None if path is None else deviation_of(path, pose))
@@ -160,9 +164,10 @@ class Placement:
         self._levels = [step_unknown(level, now_ns) for level in self._levels]
         self._motion.forget()
 
-    def _doubt(self, now_ns: int, pair: Pair, accepted: Registration, tip: Array) -> None:
+    def _doubt(self, now_ns: int, pair: Pair, accepted: Registration, tip: Array, tissue_seen: bool) -> None:
         """Fill in distances, sigmas and bounds."""
         terms = self._terms
+        terms[INFLATION] = self._inflation.get(accepted.method, 1.0)
         # The tool moved on since its pose: by the age of one shown again, and by the latency that nobody knows.
         terms[UNKNOWN_S] = (max(0, now_ns - pair.tool.taken_ns) + pair.tool.unknown_ns) / 1e9
         terms[DRIFT_MM] = 0.0
@@ -177,7 +182,7 @@ class Placement:
             self._motion.velocity,
             accepted.covariance,
             terms,
-            self._structure_mm,
+            self._structure_mm if tissue_seen else self._turned_mm,
             self._found,
         )
         if bad >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,6 +41,8 @@ class ToolSetup:
         Of the shaft, from the tip back towards the hub.
     tip_sigma_mm, axis_sigma_rad : float
         From the tool's calibration.
+    bending_sigma_mm : float
+        Of the tip, across the axis, when the shaft is bent.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ToolSetup:
     length_mm: float
     tip_sigma_mm: float
     axis_sigma_rad: float
+    bending_sigma_mm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,10 @@ class StructureSetup:
     sigma_mm: float
     limits: Limits
     distance: DistanceStructure
+    motion_mm: float = 0.0
+    """One sigma of its motion against the bone that the reference is fixed to."""
+    turned_mm: float = 0.0
+    """The same while it has not been seen since the patient was turned; 0 for what cannot move against bone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +115,10 @@ class Setup:
     witness: ReferenceSetup | None = None
     """A second body fixed to the patient or the table, that the reference is watched against."""
     registration_max_age_ns: int | None = None
+    inflation: Mapping[str, float] = field(default_factory=dict)
+    """Factor on the sigma that a registration says of itself, by its method; 1 where none is given."""
+    tissue_seen: bool = True
+    """Whether soft tissue lay as it does now when the CT was made."""
 
     def __post_init__(self) -> None:
         faults: list[str] = []

@@ -41,6 +41,7 @@ from navsrv.pipeline.links import GOOD, PoseLink, Standing
 from navsrv.pipeline.placement import NotPlaced, Pair, Placed, Placement
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, ToolSetup
+from navsrv.pipeline.tissue import Tissue
 from navsrv.pipeline.watches import RateWatch
 from navsrv.wire.guidance import (
     GEOMETRY_STATES,
@@ -72,6 +73,7 @@ class RoomFacts:
     """Displays connected now; None as long as there never was one."""
     drifting: Present | None = None
     audio_paused_until_ns: int = 0
+    tissue: Tissue = field(default_factory=Tissue)
     happened: dict[str, tuple[int, Present]] = field(default_factory=dict)
     """Momentary facts by the id of their alarm: how often each happened, and what to say of the last time."""
 
@@ -143,10 +145,11 @@ class ToolGuide:
         """Return the next frame of this tool at ``now_ns``; ``sent_ns`` is left 0 for the shell."""
         sample, pair = self.link.last, self.pair()
         standings = self._standings(now_ns, pair, registrations)
+        standings.append(room.tissue.standing())
         placed = None
         if pair is not None and registrations.accepted is not None and _worst(standings).state in GEOMETRY_STATES:
             try:
-                placed = self._placement.place(now_ns, pair, registrations.accepted)
+                placed = self._placement.place(now_ns, pair, registrations.accepted, room.tissue.seen)
             except NotPlaced as fault:
                 reason = f"clearance cannot be computed: {fault}"
                 standings.append(Standing("FAULT", reason, Condition.FAULT, self.tool.name))

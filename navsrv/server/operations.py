@@ -93,6 +93,12 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "park_tool": Operation(
         "Say that a tool is parked on purpose, or in use again.", {"tool": "text", "parked": "flag"}, "loop"
     ),
+    "patient_turned": Operation(
+        "Say that the patient was turned: soft tissue is doubted more until the anatomy is confirmed.", {}, "loop"
+    ),
+    "anatomy_confirmed": Operation(
+        "Say that soft tissue was seen since the patient was turned, and lies as segmented.", {}, "loop"
+    ),
     "collect_landmark": Operation(
         "Touch a landmark: pair the tool's tip now with a point of the CT (LPS mm).",
         {"tool": "text", "name": "text", "point_ct_mm": "point"},

@@ -10,12 +10,14 @@ from devices.health import FreshnessRule
 from devices.openigtlink import SourceSpec, Stamps
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.anatomy.case import Case, Structure
+from navsrv.guidance.bending import bending_sigma_mm
 from navsrv.guidance.levels import Limits
 from navsrv.guidance.trajectory import PlannedPath
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import CT, REFERENCE, Rigid
 from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup
 from navsrv.server.config import Config, ToolConfig, TrackerConfig
+from navsrv.server.config_doubt import REGISTRATION_INFLATION, structure_faults
 
 
 def build_setup(config: Config, case: Case, session: str) -> Setup:
@@ -40,6 +42,8 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
         structures=tuple(_structure(config, case, s) for s in case.structures),
         path=None if plan is None else PlannedPath(plan.entry_ct_mm, plan.target_ct_mm, plan.corridor_mm),
         preset=_preset(config),
+        inflation={**REGISTRATION_INFLATION, **config.registration.inflation},
+        tissue_seen=config.tissue.seen,
     )
 
 
@@ -47,9 +51,11 @@ def check_structures(config: Config, case: Case) -> None:
     """Return if every structure named by the configuration is in the case; ConfigError lists those that are not."""
     names = [s.name for s in case.structures]
     unknown = [name for name in config.alarms.structures if name not in names]
-    if unknown:
-        right = f"expected one of {', '.join(names)}"
-        raise ConfigError([f"alarms.structures.{u}: no such structure in case {case.name}; {right}" for u in unknown])
+    right = f"expected one of {', '.join(names)}"
+    faults = [f"alarms.structures.{u}: no such structure in case {case.name}; {right}" for u in unknown]
+    faults += structure_faults(config.tissue, _reference_bone(config), case)
+    if faults:
+        raise ConfigError(faults)
 
 
 def _source(name: str, tracker: TrackerConfig) -> SourceSetup:
@@ -82,14 +88,30 @@ def _tool(name: str, tool: ToolConfig) -> ToolSetup:
         length_mm=tool.length_mm,
         tip_sigma_mm=tool.tip_sigma_mm,
         axis_sigma_rad=math.radians(tool.axis_sigma_deg),
+        bending_sigma_mm=_bending_mm(tool),
     )
+
+
+def _bending_mm(tool: ToolConfig) -> float:
+    if tool.bending_sigma_mm is not None:
+        return tool.bending_sigma_mm
+    return bending_sigma_mm(2.0 * tool.radius_mm, tool.length_mm, tool.bending_load_n)
+
+
+def _reference_bone(config: Config) -> str | None:
+    return next((tool.bone for tool in config.tools.values() if tool.role == "reference"), None)
 
 
 def _structure(config: Config, case: Case, structure: Structure) -> StructureSetup:
     path = case.distance_file(structure.name)
     distance = DistanceStructure.build(case.mesh(structure.name)) if path is None else DistanceStructure.load(path)
     return StructureSetup(
-        structure.name, structure.kind.value, structure.sigma_mm, limits_of(config, structure), distance
+        structure.name,
+        structure.kind.value,
+        structure.sigma_mm,
+        limits_of(config, structure),
+        distance,
+        *config.tissue.motion_mm(structure, _reference_bone(config)),
     )
 
 
