@@ -151,8 +151,9 @@ def _require_like(first: Plane, first_name: str, plane: Plane, name: str) -> Non
         float(np.linalg.norm(plane.along_column - first.along_column)),
     )
     if turn > ANGLE_TOLERANCE:
+        angle = np.degrees(2.0 * np.arcsin(min(turn / 2.0, 1.0)))
         raise DicomFault(
-            f"slices of several orientations: {name} is turned by {np.degrees(turn):.1f} degrees against {first_name};"
+            f"slices of several orientations: {name} is turned by {angle:.1f} degrees against {first_name};"
             " is it a localizer?"
         )
 
