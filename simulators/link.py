@@ -121,7 +121,15 @@ class Loop:
     Standard input is a channel of JSON lines; its end, ``{"do": "stop"}``, SIGTERM and SIGINT all end the loop.
     """
 
-    def __init__(self, who: str, rate_hz: float, tick: Callable[[int], None], command: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        who: str,
+        rate_hz: float,
+        tick: Callable[[int], None],
+        command: Callable[[Any], None],
+        delay_ns: Callable[[int], int] | None = None,
+    ) -> None:
+        """``delay_ns`` of a tick's number, at least 0 and less than a period, is how late it is on purpose."""
         self.who = who
         self.period_ns = round(1e9 / rate_hz)
         self.late_ticks = 0
@@ -129,6 +137,7 @@ class Loop:
         self.selector = selectors.SelectSelector()
         self._tick = tick
         self._command = command
+        self._delay_ns = delay_ns
         self._stopping = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._stdin = bytearray()
@@ -162,15 +171,16 @@ class Loop:
         start, count = time.monotonic_ns(), 1
         while not self._stopping:
             deadline = start + count * self.period_ns
-            left = deadline - time.monotonic_ns()
+            due = deadline if self._delay_ns is None else deadline + self._delay_ns(count)
+            left = due - time.monotonic_ns()
             for key, mask in self.selector.select(max(left, 0) / 1e9):
                 key.data(mask)
             now = time.monotonic_ns()
-            if now < deadline or self._stopping:
+            if now < due or self._stopping:
                 continue
             self._tick(deadline)
             # A tick that came a whole period late is gone; a burst of old poses is no tracker's.
-            behind = (time.monotonic_ns() - deadline) // self.period_ns
+            behind = (time.monotonic_ns() - due) // self.period_ns
             self.late_ticks += behind
             count += 1 + behind
 
@@ -206,10 +216,15 @@ class Loop:
 
 
 class Server:
-    """A listening OpenIGTLink server for any number of clients, each with the newest of what is offered."""
+    """A listening OpenIGTLink server for any number of clients, each with the newest of what is offered.
 
-    def __init__(self, loop: Loop, host: str, port: int) -> None:
-        self._loop = loop
+    ``heard`` is called with each message that a client sends.
+    """
+
+    def __init__(
+        self, loop: Loop, host: str, port: int, heard: Callable[[Connection, Message], None] | None = None
+    ) -> None:
+        self._loop, self._heard = loop, heard
         try:
             self._listener = socket.create_server((host, port), backlog=16)
         except OSError as e:
@@ -219,14 +234,12 @@ class Server:
         self.clients: list[Connection] = []
         loop.selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
-    def offer(self, encode: Callable[[int], bytes]) -> None:
-        """Offer each client the newest messages; ``encode`` takes the header version that the client understands."""
-        encoded: dict[int, bytes] = {}
+    def offer(self, encode: Callable[[Connection], bytes]) -> None:
+        """Offer each client the newest messages that are made for it; nothing where there are none."""
         for client in tuple(self.clients):
-            version = 2 if client.spoke_version_2 else 1
-            if version not in encoded:
-                encoded[version] = encode(version)
-            self._guard(client, lambda c=client, v=version: c.offer(encoded[v]))  # type: ignore[misc]
+            data = encode(client)
+            if data:
+                self._guard(client, lambda c=client, d=data: c.offer(d))  # type: ignore[misc]
 
     def close(self) -> None:
         """Close every socket."""
@@ -253,8 +266,12 @@ class Server:
             self._guard(client, lambda: self._read(client))
 
     def _read(self, client: Connection) -> None:
-        if client.read() is None:
+        messages = client.read()
+        if messages is None:
             self._drop(client)
+        elif self._heard is not None:
+            for message in messages:
+                self._heard(client, message)
 
     def _guard(self, client: Connection, act: Callable[[], object]) -> None:
         try:

@@ -6,9 +6,6 @@ reference.  Commands come as JSON lines on standard input.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import os
 import pty
 import selectors
@@ -23,66 +20,43 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
-from navsrv.kernel.frames import Array, rotation_from_vector
-from simulators.arguments import Parser, breathing_of, number, plan_of, whole
+from simulators.arguments import Parser, number, whole
+from simulators.exposures import Exposure, Shown, Tracker
 from simulators.link import Loop, emit
-from simulators.ndi_device import MODELS, Device, Where, standard_rom
-from simulators.tracker import TOOLS, Settings, Tracker
-from simulators.world.drift import story_for_case
-from simulators.world.insertion import Needle
-from simulators.world.scene import Scene
-from simulators.world.truth import Truth
+from simulators.ndi_device import MODELS, VOLUMES, Device, Where, standard_rom
+from simulators.stages import NEEDLE, REFERENCE, Circling
+from simulators.tracker_arguments import ORDERS, add_stage, require_case, tracker_of
+from simulators.truth_log import json_line, tools_record
 
 CHUNK: Final = 65_536
 MAX_WAITING: Final = 1 << 20
 """Bytes that a peer may leave unread before it is given up."""
-ORBIT_MM: Final = 80.0
-ORBIT_S: Final = 6.0
-CENTRE_MM: Final = (50.0, -30.0, -1500.0)
 
 
-def circling(rate_hz: float) -> Where:
-    """Return a needle that circles about and turns with a reference at rest, as a function of the frame alone."""
+def circling(rate_hz: float, tools: tuple[str, ...] = (NEEDLE, REFERENCE)) -> Where:
+    """Return tools that circle about one at rest, without noise, as a function of the frame alone."""
+    stage = Circling(tools)
 
-    def where(frame: int) -> Mapping[str, tuple[Array, bool]]:
-        angle = 2.0 * math.pi * frame / (ORBIT_S * rate_hz)
-        needle, reference = np.eye(4), np.eye(4)
-        needle[:3, :3] = rotation_from_vector(np.array([0.3, 0.2, 1.0]) * math.remainder(angle, 2.0 * math.pi))
-        needle[:3, 3] = np.array(CENTRE_MM) + ORBIT_MM * np.array([math.cos(angle), math.sin(angle), 0.2])
-        reference[:3, :3] = rotation_from_vector([0.1, -0.4, 0.2])
-        reference[:3, 3] = np.array(CENTRE_MM) + np.array([-150.0, 60.0, 40.0])
-        return {"Needle": (needle, True), "Reference": (reference, True)}
+    def where(frame: int) -> Mapping[str, Shown]:
+        none = np.zeros(1)
+        poses = stage.at(np.array([frame / rate_hz]), none, none).poses
+        return {name: Shown(name, p[0], "OK", p[0], np.zeros(0, np.bool_), 0.0) for name, p in poses.items()}
 
     return where
 
 
-class Room:
-    """The tools with what whoever runs the simulator does to them: hidden, carried out of the volume."""
+def watched(tracker: Tracker) -> Where:
+    """Return the tools as a tracker sees them, as a function of frames that only rise."""
+    newest: list[Exposure] = []
 
-    def __init__(self, where: Where, rate_hz: float) -> None:
-        self._where, self._rate_hz = where, rate_hz
-        self.frame = 0
-        self._hidden_until = dict.fromkeys(TOOLS, 0)
-        self._away_mm = dict.fromkeys(TOOLS, 0.0)
+    def where(frame: int) -> Mapping[str, Shown]:
+        # Two questions within one frame are one exposure; the device's frames begin again with some of its commands.
+        if not newest or newest[0].frame != frame:
+            newest[:] = [tracker.expose(frame)]
+        return {tool.name: tool for tool in newest[0].tools}
 
-    def hide(self, tool: str, seconds: float) -> None:
-        """Hide a tool from the frame that has been reached."""
-        self._hidden_until[tool] = self.frame + round(seconds * self._rate_hz)
-
-    def carry(self, tool: str, away_mm: float) -> None:
-        """Show a tool so much farther away than it is."""
-        self._away_mm[tool] = away_mm
-
-    def at(self, frame: int) -> Mapping[str, tuple[Array, bool]]:
-        """Return the tools of a frame."""
-        shown = {}
-        for name, (matrix, visible) in self._where(frame).items():
-            moved = matrix.copy()
-            moved[2, 3] -= self._away_mm[name]
-            shown[name] = (moved, visible and frame >= self._hidden_until[name])
-        return shown
+    return where
 
 
 class Line:
@@ -141,8 +115,9 @@ class Line:
 class Shell:
     """The terminal, the socket, the truth log and the orders around one device."""
 
-    def __init__(self, device: Device, room: Room, rate_hz: float, truth: TextIO | None) -> None:
-        self.device, self.room = device, room
+    def __init__(self, device: Device, tracker: Tracker, truth: TextIO | None) -> None:
+        rate_hz = tracker.settings.rate_hz
+        self.device, self.tracker = device, tracker
         self._truth = truth
         self._logged = -1
         self.loop = Loop("ndi", rate_hz, self._tick, self.command)
@@ -174,10 +149,6 @@ class Shell:
     def command(self, order: dict[str, Any]) -> None:
         """Obey one JSON line; InputError when it is none."""
         match order:
-            case {"do": "hide", "tool": str(tool), "seconds": int() | float() as seconds} if tool in TOOLS:
-                self.room.hide(tool, seconds)
-            case {"do": "carry", "tool": str(tool), "away_mm": int() | float() as away_mm} if tool in TOOLS:
-                self.room.carry(tool, away_mm)
             case {"do": "plug" | "unplug" as what, "tool": str(tool)}:
                 self.device.plug(tool, what == "plug")
             case {"do": "fail", "command": str(name), "error": int(error)}:
@@ -187,7 +158,7 @@ class Shell:
             case {"do": "reset"}:
                 self._everywhere(self.device.reset())
             case _:
-                raise InputError("expected hide, carry, plug, unplug, fail, garble, reset or stop (see --help)")
+                self.tracker.command(order, self.device.frame + 1)
         emit({"event": "done", "do": order["do"], "frame": self.device.reported})
 
     def close(self) -> None:
@@ -210,9 +181,9 @@ class Shell:
 
     def _tick(self, deadline_ns: int) -> None:
         if self._first_ns is None:
-            self._first_ns = deadline_ns
+            self._first_ns, self.tracker.wall_s = deadline_ns, time.time()
         # By the clock, not by counting ticks: a late tick must not slow the device's time.
-        self.device.frame = self.room.frame = round((deadline_ns - self._first_ns) / self._period_ns) + 1
+        self.device.frame = round((deadline_ns - self._first_ns) / self._period_ns) + 1
 
     def _accept(self, mask: int) -> None:
         assert self._listener is not None
@@ -242,8 +213,7 @@ class Shell:
         if self._truth is None or frame == self._logged or not shown or not self.device.tracking:
             return
         self._logged = frame
-        tools = {name: {"matrix": m.tolist(), "visible": seen} for name, (m, seen) in shown.items()}
-        self._truth.write(json.dumps({"frame": frame, "tools": tools}) + "\n")
+        self._truth.write(json_line({"frame": frame, "tools": tools_record(shown.values())}) + "\n")
         self._truth.flush()
 
 
@@ -253,32 +223,24 @@ def arguments() -> Parser:
         "ndi",
         "An NDI tracker (Polaris, Vega, Aurora) by the Combined API, on a pseudo-terminal or on TCP.",
         "python -m simulators ndi --pty --roms /tmp/roms\n"
-        "  python -m simulators ndi --port 8765 --case DIR --seed 7\n\n"
-        "Commands, one JSON object a line on standard input; the end of standard input stops it:\n"
-        '  {"do":"hide","tool":"Needle","seconds":3}     out of view\n'
-        '  {"do":"carry","tool":"Needle","away_mm":2000} farther from the camera, out of its volume\n'
-        '  {"do":"unplug","tool":"Needle"}  {"do":"plug","tool":"Needle"}   with --wired\n'
-        '  {"do":"fail","command":"PINIT","error":19}    answer the next PINIT with ERROR13\n'
-        '  {"do":"garble","count":2}  {"do":"reset"}  {"do":"stop"}',
+        "  python -m simulators ndi --port 8765 --camera vega --case DIR --seed 7\n\n"
+        + ORDERS
+        + '  {"do":"fail","command":"PINIT","error":19}    answer the next PINIT with ERROR13\n'
+        '  {"do":"garble","count":2}  {"do":"reset"}  {"do":"stop"}    plug and unplug only with --wired',
     )
-    parser.add_argument("--case", type=Path, metavar="DIR", help="case folder; without it a needle circles")
-    parser.add_argument("--seed", type=whole(0, 2**63), default=0, help="decides the whole room of a case (0)")
-    parser.add_argument(
-        "--breathing-mm", type=number(0.0, 50.0, "mm"), default=0.0, help="rise of the back in a case (0: none)"
-    )
+    add_stage(parser)
     parser.add_argument("--pty", action="store_true", help="open a pseudo-terminal; its path is printed")
     parser.add_argument("--port", type=whole(0, 65535), help="listen on TCP (a Vega has 8765; 0: any free one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--rate-hz", type=number(1.0, 1000.0, "Hz"), default=60.0, help="frames per second (60)")
     parser.add_argument("--model", choices=MODELS, default="vega", help="what VER says it is (vega)")
     parser.add_argument("--freeze-tag", help="what VER says word for word; some clients choose TX by it")
     parser.add_argument("--wired", action="store_true", help="tools are plugged in and need no .rom")
-    parser.add_argument("--noise-mm", type=number(0.0, 10.0, "mm"), default=0.1, help="rms position noise (0.1)")
-    parser.add_argument("--noise-deg", type=number(0.0, 10.0, "deg"), default=0.03, help="rms rotation noise (0.03)")
-    parser.add_argument("--speed", type=number(0.1, 20.0), default=1.0, help="how fast the story of a case goes (1)")
-    parser.add_argument("--insert-after-s", type=number(0.0, 3600.0, "s"), default=5.0, help="when it begins (5)")
-    parser.add_argument("--roms", type=Path, metavar="DIR", help="write needle.rom and reference.rom here, for clients")
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="write the poses behind each reply (JSON lines)")
+    parser.add_argument(
+        "--insert-after-s", type=number(0.0, 3600.0, "s"), help="when the insertion of a case begins (5)"
+    )
+    parser.add_argument(
+        "--roms", type=Path, metavar="DIR", help="write needle.rom, reference.rom ... here, for clients"
+    )
     return parser
 
 
@@ -288,13 +250,18 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not args.pty and args.port is None:
         parser.error("expected --pty, --port or both")
+    require_case(args)
+    if args.case is not None and args.insert_after_s is None:
+        args.insert_after_s = 5.0
+    if args.model == "aurora" and args.case is None and args.camera is None:
+        args.camera = "aurora"
+    tracker = tracker_of(parser, args)
     if args.roms is not None:
-        _write_roms(args.roms)
-    where = circling(args.rate_hz) if args.case is None else in_case(args)
-    room = Room(where, args.rate_hz)
-    device = Device(room.at, TOOLS, args.freeze_tag or MODELS[args.model], args.wired)
+        _write_roms(args.roms, tracker.stage.tools)
+    tag = args.freeze_tag or MODELS[args.model]
+    device = Device(watched(tracker), tracker.stage.tools, tag, args.wired, VOLUMES[args.model])
     truth = _open_log(args.truth)
-    shell = Shell(device, room, args.rate_hz, truth)
+    shell = Shell(device, tracker, truth)
     try:
         ready: dict[str, object] = {"ready": True}
         if args.pty:
@@ -310,27 +277,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def in_case(args: argparse.Namespace) -> Where:
-    """Return the needle and the reference of the case's story, as the other tracker simulator shows them."""
-    case = Case.load(args.case)
-    scene = Scene.from_seed(args.seed, plan_of(case).target_ct_mm, breathing_of(args))
-    noise_rad = float(np.radians(args.noise_deg))
-    settings = Settings(args.rate_hz, args.speed, 0, args.noise_mm, noise_rad, "last", args.insert_after_s)
-    tracker = Tracker(scene, story_for_case(case, Truth.from_case(args.case), Needle(), args.seed), settings)
-    period_ns, wall_ns = 1e9 / args.rate_hz, time.time_ns()
-    newest: list[tuple[int, Mapping[str, tuple[Array, bool]]]] = []
-
-    def where(frame: int) -> Mapping[str, tuple[Array, bool]]:
-        # Two questions within one frame must not draw its noise twice.
-        if not newest or newest[0][0] != frame:
-            at_ns = round(frame * period_ns)
-            tools, _ = tracker.expose(at_ns, wall_ns + at_ns)
-            newest[:] = [(frame, {tool.name: (tool.matrix, tool.visible) for tool in tools})]
-        return newest[0][1]
-
-    return where
-
-
 def _gone(sock: socket.socket) -> bool:
     """Say whether the peer of a socket has closed it and nothing of its is left to read."""
     try:
@@ -341,10 +287,10 @@ def _gone(sock: socket.socket) -> bool:
         return True
 
 
-def _write_roms(folder: Path) -> None:
+def _write_roms(folder: Path, tools: tuple[str, ...]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for tool in TOOLS:
+        for tool in tools:
             (folder / f"{tool.lower()}.rom").write_bytes(standard_rom(tool))
     except OSError as e:
         raise InputError(f"--roms {folder}: {e.strerror}; expected a folder that can be written") from e

@@ -12,25 +12,26 @@ from typing import Final
 import numpy as np
 
 from navsrv.kernel.errors import InputError
-from navsrv.kernel.frames import Array
+from simulators.exposures import Shown
 from simulators.ndi_wire import USED, Seen, build_rom, crc16, encode_bx, encode_tx, reply, rom_fault, rom_markers
+from simulators.world.markers import NEEDLE_MARKERS, REFERENCE_MARKERS
+from simulators.world.sight import AURORA, POLARIS_VEGA, Frustum
 
 MAX_LINE: Final = 1024
 MAX_HANDLES: Final = 15
 MAX_ENABLED: Final = 9
 RATES: Final = "01234567A"
-VOLUME_DEPTH_MM: Final = (950.0, 3000.0)
-VOLUME_SLOPE: Final = 0.6
-"""The volume is a pyramid: half-width over depth."""
-ERROR_MM: Final = 0.05
 MODELS: Final = {"vega": "Polaris Vega 024", "polaris": "Polaris Spectra 024", "aurora": "AURORA Rev 010"}
-TOOL_MARKERS_MM: Final = {
-    "Needle": np.array([[0.0, 0.0, -180.0], [0.0, 28.5, -195.0], [0.0, 0.0, -260.0], [0.0, -44.0, -220.0]]),
-    "Reference": np.array([[0.0, 0.0, 0.0], [0.0, 47.38, 28.99], [0.0, 0.0, 89.1], [0.0, -35.36, 35.36]]),
-}
+ERROR_MM: Final = 0.05
+"""The fit error of a tool of whose markers nothing is known."""
+VOLUMES: Final = {"vega": POLARIS_VEGA, "polaris": POLARIS_VEGA, "aurora": AURORA}
 
-Where = Callable[[int], Mapping[str, tuple[Array, bool]]]
-"""From a frame number to each tool's ``T_tracker_from_tool`` (4, 4) and whether it is in view."""
+Where = Callable[[int], Mapping[str, Shown]]
+"""From a frame number to each tool as the cameras see it; the volume is the device's own affair."""
+
+
+NOTHING: Final = Shown("", np.eye(4), "MISSING", np.eye(4), np.zeros(0, np.bool_), 0.0)
+"""Where there is no tool."""
 
 
 class Refusal(Exception):
@@ -62,7 +63,8 @@ class Handle:
 
 def standard_rom(tool: str) -> bytes:
     """Return the tool definition of a tool of the room."""
-    return build_rom(f"NAVSRV-{tool.upper()}", TOOL_MARKERS_MM[tool], 1 if tool == "Reference" else 2)
+    body = REFERENCE_MARKERS if tool == "Reference" else NEEDLE_MARKERS
+    return build_rom(f"NAVSRV-{tool.upper()}", body.markers_mm, 1 if tool == "Reference" else 2)
 
 
 class Device:
@@ -73,7 +75,12 @@ class Device:
     """
 
     def __init__(
-        self, where: Where, tools: tuple[str, ...], freeze_tag: str = MODELS["vega"], wired: bool = False
+        self,
+        where: Where,
+        tools: tuple[str, ...],
+        freeze_tag: str = MODELS["vega"],
+        wired: bool = False,
+        volume: Frustum = POLARIS_VEGA,
     ) -> None:
         self.frame = 0
         """Frames since the device began; ``reported`` is what replies say."""
@@ -81,6 +88,7 @@ class Device:
         self.tracking = False
         self.initialised = False
         self._where, self._tools, self._freeze_tag, self._wired = where, tools, freeze_tag, wired
+        self._volume = volume
         self._handles: dict[int, Handle] = {}
         self._next = 0x0A
         self._system = 0
@@ -88,7 +96,7 @@ class Device:
         self._line = bytearray()
         self._fail: dict[str, list[int]] = {}
         self._garble = 0
-        self.shown: Mapping[str, tuple[Array, bool]] = {}
+        self.shown: Mapping[str, Shown] = {}
         """What was behind the last reply to TX or BX, for a log of the truth."""
 
     @property
@@ -337,9 +345,7 @@ class Device:
         if arguments not in ("", "40", "80"):
             raise Refusal(0x23)
         if arguments == "80":
-            self.frame = 0
-        """Frames since the device began; ``reported`` is what replies say."""
-        self._zero = 0
+            self._zero = self.frame
         self.tracking = True
         return "OKAY"
 
@@ -363,10 +369,11 @@ class Device:
         return tuple(self._look(n, h, option) for n, h in self._handles.items() if h.enabled or not h.occupied)
 
     def _look(self, number: int, handle: Handle, option: int) -> Seen:
-        matrix, visible = self.shown.get(handle.tool or "", (np.eye(4), False))
+        shown = self.shown.get(handle.tool or "", NOTHING)
+        matrix, visible = shown.matrix, shown.visible
         tip = np.zeros((1, 3))
         markers = tip if handle.wired else rom_markers(bytes(handle.rom)) if handle.occupied else tip
-        inside = _inside_volume(markers @ matrix[:3, :3].T + matrix[:3, 3])
+        inside = self._volume.contains(markers @ matrix[:3, :3].T + matrix[:3, 3])
         status, info = handle.status, 0
         state = "valid" if visible else "missing"
         if visible and not inside.all():
@@ -377,8 +384,10 @@ class Device:
             info = 0x02
         if not handle.occupied:
             state = "unoccupied"
-        used = (USED,) * len(markers) if visible else ()
-        return Seen(number, state, matrix, ERROR_MM, status, self.reported, (used + (0,) * 20)[:20], info)
+        # Without a body of as many markers nothing is known of each.
+        used = shown.used if len(shown.used) == len(markers) else np.full(len(markers), visible)
+        nibbles = tuple(USED if u else 0 for u in used) + (0,) * 20
+        return Seen(number, state, matrix, shown.error_mm or ERROR_MM, status, self.reported, nibbles[:20], info)
 
     def _take_system(self) -> int:
         system, self._system = self._system, 0
@@ -393,17 +402,6 @@ class Device:
     def _forget_all(self) -> None:
         self._handles.clear()
         self._next, self.tracking, self._system = 0x0A, False, 0
-
-
-def _inside_volume(points_mm: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Say of each point (n, 3) whether it is in the volume; the scene lies at negative z."""
-    depth = -points_mm[:, 2]
-    near, far = VOLUME_DEPTH_MM
-    half = VOLUME_SLOPE * depth
-    inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-        (depth >= near) & (depth <= far) & (np.abs(points_mm[:, :2]) <= half[:, None]).all(axis=1)
-    )
-    return inside
 
 
 def _none(arguments: str) -> None:

@@ -172,7 +172,7 @@ class Patient:
     def of_scene(
         cls,
         scene: Scene,
-        motions: Sequence[BodyMotion],
+        motions: Sequence[BodyMotion] = (),
         bones: Sequence[str] = ("bone",),
         centre_ct_mm: ArrayLike = STILL,
     ) -> Patient:

@@ -238,6 +238,7 @@ def read_truth_log(path: Path) -> TruthLog:
         for line in lines[1:]:
             number += 1
             r = json.loads(line)
+            r.pop("tools", None)
             r["tip_ct_mm"], r["axis_ct"] = np.array(r["tip_ct_mm"]), np.array(r["axis_ct"])
             records.append(TruthRecord(**r))
         return TruthLog(

@@ -25,6 +25,7 @@ from devices.ndi_states import Send, State
 from navsrv.kernel.errors import DeviceError
 from navsrv.kernel.frames import rotation_from_quaternion_wxyz, rotation_from_vector
 from navsrv.kernel.samples import PoseSample, Tracking
+from simulators.exposures import Shown
 from simulators.ndi import circling
 from simulators.ndi_device import Device, standard_rom
 from simulators.ndi_wire import USED, Seen, crc16, encode_bx, encode_tx
@@ -34,6 +35,7 @@ from tests.simulators.processes import Simulator, refused, running
 
 RATE = 60.0
 WHERE = circling(RATE)
+NO_MARKERS = np.zeros(0, np.bool_)
 ALL = Option.TRANSFORMS | Option.MARKERS | Option.OUT_OF_VOLUME
 TX_ROUNDING = {"q": 0.00005 + 1e-9, "mm": 0.005 + 1e-9}
 
@@ -61,7 +63,7 @@ def client(code: str, *arguments: object, path: Path | None = None) -> list[Any]
 def truth_log(path: Path) -> dict[int, dict[str, NDArray[np.float64]]]:
     """Return the poses behind each frame that was asked for."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {row["frame"]: {n: np.array(t["matrix"]) for n, t in row["tools"].items()} for row in rows}
+    return {row["frame"]: {n: np.reshape(t["sent"], (4, 4)) for n, t in row["tools"].items()} for row in rows}
 
 
 def rotation_error(q_wxyz: list[float], rotation: NDArray[np.float64]) -> float:
@@ -431,7 +433,7 @@ def test_the_device_has_no_more_handles_than_it_has() -> None:
 
 def test_a_tool_at_the_edge_of_the_volume_is_partly_out_and_beyond_it_out() -> None:
     at = [np.eye(4)]
-    device = Device(lambda frame: {"Needle": (at[0], True)}, ("Needle",))
+    device = Device(lambda frame: {"Needle": Shown("Needle", at[0], "OK", at[0], NO_MARKERS, 0.05)}, ("Needle",))
     bench = Bench()
     bench.device = device
     bench.ask("INIT:")

@@ -16,8 +16,10 @@ import pytest
 
 from navsrv.kernel.frames import TIP, TRACKER, Rigid
 from simulators.__main__ import main as simulators_main
-from simulators.tracker import Settings, Tracker
+from simulators.exposures import Settings, Tracker
+from simulators.stages import Procedure
 from simulators.world.insertion import Drift, NeedlePlan, Story
+from simulators.world.markers import Jittered
 from simulators.world.scene import Scene, read_truth_log
 from tests.simulators.conftest import MiniCase
 from tests.simulators.processes import refused, running
@@ -216,9 +218,9 @@ def test_the_noise_of_one_tool_is_independent_of_hiding_the_other() -> None:
     plan = NeedlePlan(np.zeros(3), np.array([0.0, -60.0, 0.0]))
     story = Story(plan, Drift("Nerve", 30.0, np.array([8.0, -45.0, 0.0]), 3.6), 1)
     scene = Scene.from_seed(1, plan.target_ct_mm)
-    settings = Settings(60.0, 1.0, 0, 0.1, 0.001, "last")
-    free, hidden = (Tracker(scene, story, settings) for _ in range(2))
-    hidden.command({"do": "hide", "tool": "Needle", "seconds": 0.1}, 20_000_000)
+    free, hidden = (Tracker(Procedure(scene, story), Jittered(1, 0.1, 0.001), Settings(60.0)) for _ in range(2))
+    hidden.command({"do": "hide", "tool": "Needle", "seconds": 0.1}, 2)
     for n in range(20):
-        seen, dark = (t.expose(n * 16_666_667, 10**18 + n * 16_666_667)[0] for t in (free, hidden))
+        seen, dark = free.expose(n).tools, hidden.expose(n).tools
+        assert dark[0].visible == (n < 2 or n >= 8)
         assert np.array_equal(seen[1].matrix, dark[1].matrix)
