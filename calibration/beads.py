@@ -7,6 +7,7 @@ covers and what the picture's edge cuts.  Which bead is which is not known here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 import cv2
@@ -37,6 +38,14 @@ MAX_SPOTS: Final = 400
 MAD_TO_SIGMA: Final = 1.4826
 
 
+class Tone(Enum):
+    """What a pixel's value means: photons (metal dark), or their logarithm with metal dark or bright."""
+
+    COUNTS = "counts"
+    LOG_DARK = "log-dark"
+    LOG_BRIGHT = "log-bright"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Beads:
     """Shadows of beads.
@@ -59,7 +68,7 @@ class Beads:
     metal: Array
 
 
-def find_beads(image: ArrayLike, radius_px: tuple[float, float], *, bright: bool = False) -> Beads:
+def find_beads(image: ArrayLike, radius_px: tuple[float, float], *, tone: Tone = Tone.COUNTS) -> Beads:
     """Return the beads in an X-ray.
 
     Spots are the maxima over place and scale of the difference of Gaussians; each is then fitted by a bell with two
@@ -68,7 +77,6 @@ def find_beads(image: ArrayLike, radius_px: tuple[float, float], *, bright: bool
     Parameters
     ----------
     image : (rows, columns)
-        Counts of the detector (metal is dark), or with ``bright`` absorption (metal is bright).
     radius_px : (least, largest)
         Of the shadows that are looked for.
 
@@ -77,7 +85,7 @@ def find_beads(image: ArrayLike, radius_px: tuple[float, float], *, bright: bool
     CalibrationError
         No picture: wrong shape, not finite, of one value; or radii that are none.
     """
-    absorbed = _absorption(image, bright)
+    absorbed = _absorption(image, tone)
     least, largest = radius_px
     if not 0.5 <= least <= largest <= min(absorbed.shape) / 4:
         raise CalibrationError(
@@ -102,7 +110,7 @@ def find_beads(image: ArrayLike, radius_px: tuple[float, float], *, bright: bool
     )
 
 
-def _absorption(image: ArrayLike, bright: bool) -> NDArray[np.float32]:
+def _absorption(image: ArrayLike, tone: Tone) -> NDArray[np.float32]:
     """Return what was absorbed on the way, up to a constant; the logarithm makes metal add to what lies behind it."""
     given = np.asarray(image)
     if given.ndim != 2 or min(given.shape) < 32:
@@ -112,10 +120,10 @@ def _absorption(image: ArrayLike, bright: bool) -> NDArray[np.float32]:
         raise CalibrationError("X-ray: a pixel is not finite")
     if float(np.ptp(pixels)) <= 0.0:
         raise CalibrationError(f"X-ray: every pixel is {float(pixels.flat[0]):g}; no picture")
-    if bright:
-        return pixels
+    if tone is not Tone.COUNTS:
+        return pixels if tone is Tone.LOG_BRIGHT else -pixels
     if float(pixels.min()) < 0.0:
-        raise CalibrationError(f"X-ray: counts of {float(pixels.min()):g}; say so if metal is bright in this picture")
+        raise CalibrationError(f"X-ray: counts of {float(pixels.min()):g}; say so if its values are logarithms")
     floor = max(float(pixels.max()) * 1e-4, 1e-6)
     absorbed: NDArray[np.float32] = -np.log(np.maximum(pixels, floor)).astype(np.float32)
     return absorbed
@@ -212,23 +220,27 @@ def _fit(absorbed: NDArray[np.float32], index: int, spots: Array) -> tuple[float
     inverse_widths = np.abs(np.linalg.eigvalsh(shape))
     if inverse_widths.min() < 1e-3 or inverse_widths.max() / inverse_widths.min() > ROUND or p[5] < PEAK_NOISES * noise:
         return None
-    if _lopsided(u, v, p, model(p)[0] - values, noise):
+    lopsided = _lopsided(u, v, p, model(p)[0] - values, noise)
+    if lopsided > ODD_SHARE:
         return None
     width = float(1.0 / np.sqrt(inverse_widths.prod()))
     information = found.jac.T @ found.jac
     if np.linalg.cond(information) > 1e14:
         return None
     sigma = noise * float(np.sqrt(np.trace(np.linalg.inv(information)[:2, :2]) / 2.0))
+    # What is lopsided by less pulls the middle by some of its width: a wall's edge behind a bead.
+    sigma = float(np.hypot(sigma, 0.5 * lopsided * width))
     if sigma > MAX_SIGMA_PX:
         return None
     area = np.pi * width**2 * float(gamma(1.0 / p[9]) * 2.0 ** (1.0 / p[9]) / p[9])
     return column + float(p[0]), row + float(p[1]), sigma, width, float(p[5]) * area
 
 
-def _lopsided(u: Array, v: Array, p: Array, left: Array, noise: float) -> bool:
-    """Return whether what a fit left is not the same on opposite sides: two shadows taken for one are not.
+def _lopsided(u: Array, v: Array, p: Array, left: Array, noise: float) -> float:
+    """Return how much of a shadow's depth a fit left that is not the same on opposite sides; 0 where noise explains it.
 
-    Odd functions of third order are fitted to it; a round shadow of any profile on any slope has none.
+    Two shadows taken for one are lopsided.  Odd functions up to third order are fitted to it;
+    a round shadow of any profile on any slope has none.
     """
     du, dv = u - p[0], v - p[1]
     x, y = du / p[2] + p[4] * dv, p[4] * du + dv / p[3]
@@ -237,4 +249,4 @@ def _lopsided(u: Array, v: Array, p: Array, left: Array, noise: float) -> bool:
     amplitudes, *_ = np.linalg.lstsq(odd, left, rcond=None)
     size = float(np.sqrt(((odd @ amplitudes) ** 2).sum()))
     share = float(np.abs(odd @ amplitudes).max()) / float(p[5])
-    return size > ODD_NOISES * noise and share > ODD_SHARE
+    return share if size > ODD_NOISES * noise else 0.0

@@ -15,7 +15,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from calibration.bead_phantom import BeadMatch, BeadPhantom, NominalArm, match_beads
-from calibration.beads import MAD_TO_SIGMA, Beads, find_beads
+from calibration.beads import MAD_TO_SIGMA, Beads, Tone, find_beads
 from calibration.distortion import Bending, Distortion, displacement
 from calibration.poses import Findings
 from navsrv.kernel.errors import CalibrationError
@@ -118,7 +118,7 @@ def calibrate_view(
     arm: NominalArm,
     *,
     bending: Bending = Bending.INTENSIFIER,
-    bright: bool = False,
+    tone: Tone = Tone.COUNTS,
     limits: CarmLimits | None = None,
 ) -> CarmView:
     """Return the calibration of one X-ray of a bead phantom.
@@ -128,7 +128,7 @@ def calibrate_view(
     CalibrationError
         No picture, no phantom in it, a mirrored one, or too few beads.
     """
-    found = find_beads(image, phantom.radii_px(arm.sdd_mm, arm.pixel_mm), bright=bright)
+    found = find_beads(image, phantom.radii_px(arm.sdd_mm, arm.pixel_mm), tone=tone)
     return solve_view(found, match_beads(found, phantom, arm), phantom, arm, bending=bending, limits=limits)
 
 
