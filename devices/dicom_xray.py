@@ -134,7 +134,7 @@ def read_projection(
     frame: Dataset | None = None
     if value(dataset, "PerFrameFunctionalGroupsSequence") is not None:
         frame = list(frames_of(dataset))[n]
-    holder = _group(dataset, frame, "XRayFramePixelDataPropertiesSequence")
+    holder = _group(dataset, frame, "FramePixelDataPropertiesSequence")
     spacing = optional_numbers(holder, "ImagerPixelSpacing", 2)
     if spacing is None or (spacing <= 0.0).any():
         raise DicomFault("ImagerPixelSpacing is missing or not above 0: the picture has no scale at the detector")
