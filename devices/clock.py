@@ -141,6 +141,15 @@ class SourceClock:
             self._close(received_ns, way)
         return 0
 
+    def restart(self, stamp_ns: int, received_ns: int) -> None:
+        """Begin anew at a stamp: the source's time base is a new one."""
+        self._restart(stamp_ns, received_ns, received_ns - stamp_ns)
+
+    def forget(self) -> None:
+        """Wait for the first stamp of a new time base."""
+        self._newest, self.late_ns = None, 0
+        self._minima.clear()
+
     def stepped_back(self, stamp_ns: int, received_ns: int) -> int:
         """Begin anew at a stamp that others have confirmed to be older than the newest; return the jump (ns)."""
         way = received_ns - stamp_ns

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from devices.clock import SourceClock
 from devices.ndi_errors import error_words
 from devices.ndi_protocol import (
     Binary,
@@ -28,7 +29,8 @@ from devices.ndi_protocol import (
 )
 from devices.ndi_readings import NdiCounts, NdiSpec, Sampler
 from devices.ndi_startup import Command, StartUp, Unexpected
-from devices.ndi_states import STATES, Break, Effect, Send, SetLine, State
+from devices.ndi_states import STATES, State
+from devices.source import Break, Effect, Send, SetLine
 from navsrv.kernel.errors import DeviceError, RemoteProtocolError
 from navsrv.kernel.samples import PoseSample
 
@@ -79,6 +81,11 @@ class NdiTracker:
     def jumped(self) -> bool:
         """Whether the last ``feed`` saw the frame counter jump against our clock."""
         return self._sampler.jumped
+
+    @property
+    def clock(self) -> SourceClock:
+        """The device's frames against our clock."""
+        return self._sampler.clock
 
     @property
     def left_out(self) -> dict[int, str]:

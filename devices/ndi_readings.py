@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from devices.clock import SourceClock
 from devices.ndi_protocol import BAUD_CODES, HandleReading, HandleState, Port
 from devices.ndi_rom import RomFile
 from devices.openigtlink import MAX_TRANSLATION_MM, parse_transform_name
@@ -19,7 +20,6 @@ from navsrv.kernel.frames import Frame, Rigid, rotation_from_quaternion_wxyz
 from navsrv.kernel.samples import PoseSample, Tracking
 
 FRAME_WRAP: Final = 1 << 32
-CLOCK_JUMP_NS: Final = 500_000_000
 QUATERNION_SLACK: Final = 0.01
 """Four decimals leave 1e-4 at most; what is farther from length one is no rounding."""
 BAD_FIT: Final = 0x01
@@ -87,6 +87,8 @@ class NdiSpec:
         Poses whose own residual is larger are not believed.
     polls_per_frame : float
         How often a frame's worth of time asks for data; a frame that comes twice counts once.
+    latency_ns, unknown_latency_ns : int
+        Declared time from a measurement to its first reply, and how much longer it may have been.
     """
 
     name: str
@@ -97,6 +99,8 @@ class NdiSpec:
     accept_partly_out: bool = False
     max_error_mm: float = 2.0
     polls_per_frame: float = 2.0
+    latency_ns: int = 0
+    unknown_latency_ns: int = 0
 
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
@@ -146,17 +150,19 @@ class Sampler:
         self._frames: dict[str, int] = {}
         self._anchor_frame: int | None = None
         self._anchor_wall_ns = 0
+        self.clock = SourceClock(int(1e9 / spec.rate_hz))
 
     def forget_frames(self) -> None:
         """Begin a new time base: the device has been started again, and its frames with it."""
         self._frames.clear()
         self._anchor_frame = None
+        self.clock.forget()
 
     def sample(self, tool: NdiTool, reading: HandleReading, received_ns: int, wall_ns: int) -> PoseSample | None:
         """Return the sample of a reading, None when it is of a frame that was seen before."""
         stamp = None
         if reading.frame is not None:
-            stamp = self._stamp(reading.frame, wall_ns)
+            stamp = self._stamp(reading.frame, received_ns, wall_ns)
             if not self._new(tool.name, reading.frame):
                 self.counts.repeated += 1
                 return None
@@ -174,16 +180,28 @@ class Sampler:
             self.counts.accepted += 1
         tracking = Tracking.MISSING if pose is None else Tracking.OK
         why = f"{tool.name}: {reason}" if reason else ""
-        return PoseSample(tool.name, pose, tracking, why, stamp, wall_ns if stamp is None else stamp, received_ns)
+        return PoseSample(
+            tool.name,
+            pose,
+            tracking,
+            why,
+            stamp,
+            wall_ns if stamp is None else stamp,
+            received_ns,
+            0 if stamp is None else self.clock.late_ns,
+            self.spec.latency_ns,
+            self.spec.unknown_latency_ns + self.clock.shifted_ns,
+        )
 
-    def _stamp(self, frame: int, wall_ns: int) -> int:
+    def _stamp(self, frame: int, received_ns: int, wall_ns: int) -> int:
         """Return the wall time (ns) of a frame; anchor anew when the counter jumped against our clock."""
         if self._anchor_frame is None:
             self._anchor_frame, self._anchor_wall_ns = frame, wall_ns
         stamp = self._anchor_wall_ns + round(_frames_after(frame, self._anchor_frame) * 1e9 / self.spec.rate_hz)
-        if abs(stamp - wall_ns) <= CLOCK_JUMP_NS:
+        if not self.clock.observe(stamp, received_ns):
             return stamp
         self._anchor_frame, self._anchor_wall_ns = frame, wall_ns
+        self.clock.restart(wall_ns, received_ns)
         self._frames.clear()
         self.counts.clock_jumps += 1
         self.jumped = True

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from devices.ndi_errors import error_words
 from devices.ndi_protocol import BAUD_CODES, decode_handle, decode_phsr
 from devices.ndi_readings import NdiSpec, NdiTool
-from devices.ndi_states import Effect, SetLine, State
+from devices.ndi_states import State
+from devices.source import Effect, SetLine
 
 _GONE = (0x2B, 0x2C)
 """Errors that mean that a handle to be freed is free."""

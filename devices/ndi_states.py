@@ -1,4 +1,4 @@
-"""Owns the states of a session with an NDI tracker as a table that can be printed, and what a shell is asked to do.
+"""Owns the states of a session with an NDI tracker as a table that can be printed.
 
 ``devices.ndi`` fills the rows with commands; refuses bytes and time.
 """
@@ -62,25 +62,3 @@ def state_table() -> str:
     rows += [(s.value, r.sends, r.then.value if r.then else "-", r.otherwise or "-") for s, r in STATES.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Write these bytes."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SetLine:
-    """Set the serial line to this rate (8 data bits, no parity, 1 stop bit, no handshake) after what was written."""
-
-    baud: int
-
-
-@dataclass(frozen=True, slots=True)
-class Break:
-    """Set the serial line to 9600 and hold a break: the device resets itself."""
-
-
-Effect = Send | SetLine | Break

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from devices.source import Effect
+
 
 class BytesIn(msgspec.Struct, frozen=True, gc=False, tag="bytes"):
     """One read of one pose source: monotonic and wall time (ns) of the read, and the bytes as they came."""
@@ -94,6 +96,13 @@ class Note(msgspec.Struct, frozen=True, gc=False):
     event: str
     text: str
     fields: dict[str, Any]
+
+
+class ToDevice(msgspec.Struct, frozen=True, gc=False):
+    """The shell must do this at a source's connection, which its driver asks for."""
+
+    source: str
+    effect: Effect
 
 
 class SourceReport(msgspec.Struct, frozen=True, gc=False):

@@ -7,16 +7,13 @@ notes for the log, links to end.  The server feeds it live; replay and the simul
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict
 from typing import Any, TypeVar, assert_never
 
 import numpy as np
 
-from devices.openigtlink import OpenIgtLinkSource, SourceCounts
 from navsrv.guidance.alarm_life import Present
 from navsrv.guidance.alarms import AUDIO_PAUSE_MAX_S, RULES, AudioEvent, Condition, Scope
 from navsrv.guidance.clearance import ClearanceEngine
-from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import REFERENCE
 from navsrv.kernel.samples import PoseSample
 from navsrv.pipeline.inputs import (
@@ -32,17 +29,19 @@ from navsrv.pipeline.inputs import (
     ShellReport,
     SourceReport,
     Tick,
+    ToDevice,
 )
 from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registrations import Registrations
-from navsrv.pipeline.setup import Setup, SourceSetup, frames_of
+from navsrv.pipeline.setup import Setup, frames_of
+from navsrv.pipeline.sources import Driver
 from navsrv.pipeline.tissue import Tissue
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
 from navsrv.pipeline.watches import MissWatch, RateWatch
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
-Output = GuidanceFrame | Reply | Note | EndLink
+Output = GuidanceFrame | Reply | Note | EndLink | ToDevice
 
 
 class CommandRefused(Exception):
@@ -62,9 +61,8 @@ class Pipeline:
 
     def __init__(self, setup: Setup, engine: ClearanceEngine | None = None) -> None:
         self.setup = setup
-        self.counts = {s.spec.name: SourceCounts() for s in setup.sources}
         self._sources = {s.spec.name: s for s in setup.sources}
-        self._drivers: dict[str, OpenIgtLinkSource] = {}
+        self._drivers = {s.spec.name: Driver(s.spec) for s in setup.sources}
         self.engine = ClearanceEngine([s.distance for s in setup.structures]) if engine is None else engine
         reference = setup.reference
         frame = REFERENCE if reference is None else frames_of(reference.transform)[1]
@@ -112,7 +110,7 @@ class Pipeline:
             case BytesIn():
                 return self._bytes(item)
             case Tick():
-                return self._due_frames(item.now_ns)
+                return self._tick(item.now_ns)
             case LinkUp():
                 return self._link_up(item)
             case LinkDown():
@@ -128,33 +126,16 @@ class Pipeline:
 
     def next_due_ns(self) -> int:
         """Return the monotonic time (ns) at which a ``Tick`` is needed if nothing else arrives."""
-        return min(guide.next_due_ns(self.setup.idle_frame_ns) for guide in self._guides.values())
+        frames_ns = min(guide.next_due_ns(self.setup.idle_frame_ns) for guide in self._guides.values())
+        return min([frames_ns, *(driver.next_due_ns() for driver in self._drivers.values())])
 
     def report_sources(self, now_ns: int) -> list[SourceReport]:
         """Return how each source stands at ``now_ns``: its counts, and what its stamps tell of its clock."""
-        return [self._report_of(source, now_ns) for source in self.setup.sources]
-
-    def _report_of(self, source: SourceSetup, now_ns: int) -> SourceReport:
-        name = source.spec.name
-        driver, counts = self._drivers.get(name), asdict(self.counts[name])
-        unknown_s = source.spec.unknown_latency_ns / 1e9
-        clock = None if driver is None else driver.clock.estimate(now_ns)
-        if driver is None or clock is None:
-            return SourceReport(name, driver is not None, counts, unknown_s)
-        return SourceReport(
-            name,
-            True,
-            counts,
-            unknown_s + clock.shifted_ns / 1e9,
-            driver.clock.late_ns / 1e9,
-            clock.offset_ns / 1e9,
-            clock.offset_sigma_ns / 1e9,
-            clock.drift_ppm,
-            clock.drift_sigma_ppm,
-        )
+        return [driver.report(now_ns) for driver in self._drivers.values()]
 
     def _link_up(self, item: LinkUp) -> list[Output]:
-        self._drivers[item.source] = OpenIgtLinkSource(self._sources[item.source].spec, self.counts[item.source])
+        driver = self._drivers[item.source]
+        driver.connect(item.now_ns)
         self._down.pop(item.source, None)
         for link in self._links_of(item.source):
             link.connect()
@@ -162,11 +143,11 @@ class Pipeline:
             if source == item.source:
                 rate.forget()
         self._watch.forget()
-        return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {})]
+        return [Note(item.now_ns, "link_up", f"source {item.source} is connected", {}), *driver.effects()]
 
     def _link_down(self, item: LinkDown) -> list[Output]:
         """Say it once: a source that stays away for the same reason is no news."""
-        self._drivers.pop(item.source, None)
+        self._drivers[item.source].disconnect()
         if self._down.get(item.source) == item.reason:
             return []
         self._down[item.source] = item.reason
@@ -196,21 +177,25 @@ class Pipeline:
     # -- poses -------------------------------------------------------------------------------------------------
 
     def _bytes(self, item: BytesIn) -> list[Output]:
-        driver = self._drivers.get(item.source)
-        if driver is None:
+        driver = self._drivers[item.source]
+        source = driver.source
+        if source is None:
             return [Note(item.received_ns, "bytes_without_link", f"bytes of {item.source} before its link", {})]
-        tail: list[Output] = []
-        try:
-            samples = driver.feed(item.data, item.received_ns, item.wall_ns)
-        except RemoteProtocolError as fault:
-            samples = [s for s in fault.messages if isinstance(s, PoseSample)]
-            del self._drivers[item.source]
-            tail.append(EndLink(item.source, str(fault)))
-        if driver.jumped:
+        samples, ended = driver.feed(item.data, item.received_ns, item.wall_ns)
+        tail: list[Output] = [*driver.effects(), *ended]
+        if source.jumped:
             text = f"the clock of source {item.source} jumped"
             self._room.tell(Present(Condition.CLOCK_JUMP, item.source, text))
             tail.append(Note(item.received_ns, "clock_jump", text, {}))
         return self._guide(item.source, samples, item.received_ns) + tail
+
+    def _tick(self, now_ns: int) -> list[Output]:
+        """Return what is due: orders to devices, links to end, frames."""
+        orders: list[Output] = []
+        for driver in self._drivers.values():
+            orders += driver.tick(now_ns)
+            orders += driver.effects()
+        return self._due_frames(now_ns) + orders
 
     def _guide(self, source: str, samples: list[PoseSample], now_ns: int) -> list[Output]:
         """Return a frame for each tool pose of one read; references first, so that pairs of one read meet."""

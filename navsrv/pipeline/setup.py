@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from devices.health import FreshnessRule
+from devices.ndi_readings import NdiSpec
 from devices.openigtlink import SourceSpec, parse_transform_name
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.guidance.conditions import SiteLimits
@@ -20,7 +21,7 @@ from navsrv.kernel.frames import Array, Frame, Rigid
 class SourceSetup:
     """A pose source, its freshness rule and its noise."""
 
-    spec: SourceSpec
+    spec: SourceSpec | NdiSpec
     rule: FreshnessRule
     noise_mm: float
     noise_rad: float

@@ -33,7 +33,8 @@ from devices.ndi_protocol import (
 )
 from devices.ndi_readings import NdiCounts, NdiSpec, NdiTool, why_not
 from devices.ndi_rom import RomFile, read_rom
-from devices.ndi_states import STATES, Break, Send, SetLine, State, state_table
+from devices.ndi_states import STATES, State, state_table
+from devices.source import Break, Send, SetLine
 from navsrv.kernel.errors import DeviceError, InputError, RemoteProtocolError
 from navsrv.kernel.samples import PoseSample, Tracking
 

@@ -11,7 +11,8 @@ import tty
 from collections.abc import Callable
 
 from devices.ndi import NdiTracker
-from devices.ndi_states import Break, Send, SetLine, State
+from devices.ndi_states import State
+from devices.source import Break, Send, SetLine
 from navsrv.kernel.samples import PoseSample
 
 SPEEDS = {9600: termios.B9600, 115200: termios.B115200}

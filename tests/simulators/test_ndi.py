@@ -21,7 +21,8 @@ from devices.ndi_protocol import Binary as BinaryReply
 from devices.ndi_protocol import Option, ReplyFramer, Text, decode_bx, decode_tx, encode_command
 from devices.ndi_readings import NdiCounts, NdiSpec, NdiTool
 from devices.ndi_rom import RomFile, read_rom
-from devices.ndi_states import Send, State
+from devices.ndi_states import State
+from devices.source import Send
 from navsrv.kernel.errors import DeviceError
 from navsrv.kernel.frames import rotation_from_quaternion_wxyz, rotation_from_vector
 from navsrv.kernel.samples import PoseSample, Tracking
