@@ -77,11 +77,15 @@ class TrackerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ToolConfig:
-    """A tracked tool.  ``needle`` is guided; ``reference`` is fixed to the patient."""
+    """A tracked tool.
+
+    ``needle`` is guided; ``reference`` is fixed to the patient; ``witness`` is a second body fixed to patient or table,
+    that the reference is watched against.
+    """
 
     tracker: str
     transform: str
-    role: Literal["needle", "reference"] = "needle"
+    role: Literal["needle", "reference", "witness"] = "needle"
     tip_mm: tuple[float, ...] = rule((0.0, 0.0, 0.0), length=3, low=-2000.0, high=2000.0)
     axis: tuple[float, ...] = rule((0.0, 0.0, 1.0), length=3)
     gauge: int | None = rule(None, low=8, high=22)
@@ -132,29 +136,55 @@ class PresetConfig:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationConfig:
-    """How registrations come about."""
+    """How registrations come about, and how long (min) one is used before it must be confirmed; for ever unless set."""
 
     preset: PresetConfig | None = None
     inflation: dict[str, float] = rule(factory=dict, low=1.0, high=20.0)
     """Factor on the sigma that a registration says of itself, by method, in place of the default."""
+    max_age_min: float | None = rule(None, low=0.1, high=1440.0)
 
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """Alarm thresholds on the lower bound (mm).  Defaults are defaults: confirm them locally."""
+    """Alarm thresholds of structures, distances on the lower bound.  Defaults are defaults: confirm them locally.
+
+    Speed, time and doubt count within ``near_mm`` only.
+    """
 
     caution_mm: float = rule(10.0, low=0.0, high=100.0)
     warning_mm: float = rule(5.0, low=0.0, high=100.0)
     hysteresis_mm: float = rule(0.5, low=0.0, high=10.0)
     clear_after_ms: float = rule(500.0, low=0.0, high=60000.0)
+    near_mm: float = rule(30.0, low=0.0, high=1000.0)
+    closing_mm_s: float = rule(20.0, low=1.0, high=1000.0)
+    contact_s: float = rule(1.0, low=0.0, high=60.0)
+    margin_mm: float = rule(5.0, low=0.1, high=100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteConfig:
+    """Alarm limits that are not of one structure (docs/alarms.md).  Defaults are defaults: confirm them locally."""
+
+    target_reached_mm: float = rule(2.0, low=0.0, high=50.0)
+    corridor_watch_mm: float = rule(30.0, low=0.0, high=500.0)
+    corridor_hysteresis_mm: float = rule(0.2, low=0.0, high=10.0)
+    brief_loss_ms: float = rule(1000.0, low=0.0, high=5000.0)
+    away_mm: float = rule(100.0, low=20.0, high=5000.0)
+    rate_fraction: float = rule(0.8, low=0.1, high=1.0)
+    jump_mm: float = rule(5.0, low=0.5, high=100.0)
+    gap_mm: float = rule(20.0, low=0.5, high=1000.0)
+    moved_mm: float = rule(2.0, low=0.2, high=50.0)
+    deadline_misses: int = rule(3, low=1, high=1000)
+    display_gone: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class AlarmsConfig:
-    """Limits for all critical structures, and those of single ones by name."""
+    """Limits for all critical structures, those of single ones by name, and those of the room."""
 
     limits: LimitsConfig = rule(factory=LimitsConfig)
     structures: dict[str, LimitsConfig] = rule(factory=dict)
+    site: SiteConfig = rule(factory=SiteConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +298,12 @@ def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
         checker.fault("trackers", "none", "at least one table such as [trackers.main]")
     named = {} if not isinstance(data.get("tools"), dict) else data["tools"]
     roles = {name: tool.get("role", "needle") for name, tool in named.items() if isinstance(tool, dict)}
-    references = [name for name, role in roles.items() if role == "reference"]
-    if len(references) > 1:
-        checker.fault("tools", f"{len(references)} references ({', '.join(references)})", "at most one")
-    if len(references) == len(roles):
+    for role in ("reference", "witness"):
+        bearers = [name for name, its in roles.items() if its == role]
+        if len(bearers) > 1:
+            words = "witnesses" if role == "witness" else "references"
+            checker.fault("tools", f"{len(bearers)} {words} ({', '.join(bearers)})", "at most one")
+    if "needle" not in roles.values():
         checker.fault("tools", "no needle", 'at least one tool with role = "needle"')
     for name, tool in tools.items():
         _check_tool(checker, f"tools.{name}", tool, data.get("trackers") or {})

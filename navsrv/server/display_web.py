@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,8 @@ LOCAL_HOSTS: Final = ("127.0.0.1", "localhost")
 MAX_UNACKNOWLEDGED: Final = 8
 COMMAND_TIMEOUT_S: Final = 5.0
 MAX_REQUEST_BYTES: Final = 1 << 16
+FROZEN_NS: Final = 3_000_000_000
+"""A browser that acknowledged nothing for this long shows nobody anything."""
 
 
 class Browser:
@@ -40,15 +43,24 @@ class Browser:
 
     def __init__(self) -> None:
         self.wake = asyncio.Event()
-        self.unacknowledged: deque[int] = deque()
+        self.unacknowledged: deque[tuple[str, int]] = deque()
         self.sent_seq: dict[str, int] = {}
+        self.seen_ns = time.monotonic_ns()
+        """When it last acknowledged a frame."""
 
-    def acknowledge(self, seq: int) -> None:
-        """Take an acknowledgement: everything up to this frame has been seen."""
-        if seq in self.unacknowledged:
-            while self.unacknowledged.popleft() != seq:
-                pass
-            self.wake.set()
+    def acknowledge(self, seq: Any, tool: Any = None) -> None:
+        """Take an acknowledgement: everything up to this frame has been seen.
+
+        Tools number their frames each for itself; without a name the oldest frame of this number is meant, so that
+        nothing counts as seen that was not.
+        """
+        for place, (of, number) in enumerate(self.unacknowledged):
+            if number == seq and tool in (None, of):
+                for _ in range(place + 1):
+                    self.unacknowledged.popleft()
+                self.seen_ns = time.monotonic_ns()
+                self.wake.set()
+                return
 
 
 class WebDisplays:
@@ -57,7 +69,7 @@ class WebDisplays:
     def __init__(self, boot: HubBoot, board: FrameBoard, scenery: Scenery, context: zmq.asyncio.Context) -> None:
         self.started = False
         self._boot, self._board, self._scenery, self._context = boot, board, scenery, context
-        self._browsers: set[web.WebSocketResponse] = set()
+        self._browsers: dict[web.WebSocketResponse, Browser] = {}
         self._metrics = Metrics(board, self._browsers)
         app = web.Application()
         app.router.add_get("/", _index)
@@ -80,6 +92,10 @@ class WebDisplays:
         await site.start()
         self.started = True
         return int(self._runner.addresses[0][1])
+
+    def showing(self, now_ns: int) -> int:
+        """Return how many browsers show frames at ``now_ns``: connected, and not frozen."""
+        return sum(now_ns - browser.seen_ns < FROZEN_NS for browser in self._browsers.values())
 
     async def stop(self) -> None:
         """Close every browser's socket and the server."""
@@ -139,7 +155,7 @@ class WebDisplays:
         await ws.prepare(request)
         browser = Browser()
         self._board.watchers.add(browser.wake.set)
-        self._browsers.add(ws)
+        self._browsers[ws] = browser
         commands = self._context.socket(zmq.DEALER)
         commands.setsockopt(zmq.LINGER, 0)
         commands.connect(f"tcp://{self._boot.host}:{self._boot.commands_port}")
@@ -151,7 +167,7 @@ class WebDisplays:
                     await _received(ws, browser, commands, message.data)
         finally:
             self._board.watchers.discard(browser.wake.set)
-            self._browsers.discard(ws)
+            self._browsers.pop(ws, None)
             for task in tasks:
                 task.cancel()
             commands.close()
@@ -167,7 +183,7 @@ class WebDisplays:
                         break
                     if browser.sent_seq.get(tool) != frame.seq:
                         browser.sent_seq[tool] = frame.seq
-                        browser.unacknowledged.append(frame.seq)
+                        browser.unacknowledged.append((tool, frame.seq))
                         await ws.send_str(self._board.json(tool).decode())
 
 
@@ -182,7 +198,7 @@ async def _received(ws: web.WebSocketResponse, browser: Browser, commands: zmq.a
         await ws.send_json({"id": None, "ok": False, "error": "not JSON"})
         return
     if isinstance(message, dict) and "ack" in message:
-        browser.acknowledge(message["ack"])
+        browser.acknowledge(message["ack"], message.get("tool"))
         await ws.send_json({"t_client": message.get("t_client"), "server_ns": str(time.monotonic_ns())})
     elif isinstance(message, dict) and "op" in message:
         try:
@@ -203,7 +219,7 @@ async def _answers(ws: web.WebSocketResponse, commands: zmq.asyncio.Socket) -> N
 class Metrics:
     """Prometheus figures, read off the newest frames."""
 
-    def __init__(self, board: FrameBoard, browsers: set[web.WebSocketResponse]) -> None:
+    def __init__(self, board: FrameBoard, browsers: Mapping[web.WebSocketResponse, Browser]) -> None:
         self._board, self._browsers = board, browsers
         self._registry = CollectorRegistry()
         self._frames = Counter("navsrv_frames_seen", "Frames that reached the hub", registry=self._registry)

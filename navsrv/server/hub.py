@@ -68,6 +68,7 @@ class Hub:
         self.board = FrameBoard()
         self.scenery = Scenery(Case.load(Path(boot.case_folder)), boot.config)
         self._context: zmq.asyncio.Context = zmq.asyncio.Context()
+        self._told_displays: int | None = None
 
     async def run(self) -> int:
         """Serve until the session says stop or is gone."""
@@ -105,7 +106,7 @@ class Hub:
             )
             self.channel.send({"kind": "failed", "value": fault})
             return 2
-        reading = asyncio.ensure_future(self._read())
+        reading = asyncio.ensure_future(self._read(web, displays))
         loop.add_reader(self.channel.fileno(), from_session)
         self.channel.send({"kind": "ready", "value": bound})
         await asyncio.wait([ended, reading], return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +115,7 @@ class Hub:
         await web.stop()
         return 0
 
-    async def _read(self) -> None:
+    async def _read(self, web: WebDisplays, displays: IgtlDisplays) -> None:
         subscriber = self._context.socket(zmq.SUB)
         subscriber.setsockopt(zmq.SUBSCRIBE, b"guidance")
         subscriber.setsockopt(zmq.RCVHWM, 64)
@@ -130,6 +131,14 @@ class Hub:
                 newest[frame.tool] = frame
             for frame in newest.values():
                 self.board.post(frame)
+            self._tell_displays(web.showing(self.board.received_ns) + len(displays.displays))
+
+    def _tell_displays(self, count: int) -> None:
+        """Tell the session how many displays there are, when that changed: the last one that leaves is an alarm."""
+        if count != self._told_displays:
+            self._told_displays = count
+            with contextlib.suppress(ChannelClosed):
+                self.channel.send({"kind": "displays", "value": count})
 
 
 def main() -> int:

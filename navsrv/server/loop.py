@@ -70,7 +70,8 @@ class Loop:
         self.channel = channel
         self.deadline_ns = int(config.server.deadline_ms * 1e6)
         self.missed = 0
-        self._reported = (0, 0)
+        self.displays: int | None = None
+        self._reported: tuple[int, int, int | None] = (0, 0, None)
         self._last_input_ns = 0
         self._sources_due_ns = 0
         context = _context()
@@ -180,6 +181,10 @@ class Loop:
                 self.records.lost += 1
                 self._report()
                 continue
+            if kind == "displays":
+                self.displays = message["value"]
+                self._report()
+                continue
             self._handle(self._stamped(kind, message["value"]))
 
     def _stamped(self, kind: str, value: dict[str, Any]) -> Input:
@@ -249,7 +254,7 @@ class Loop:
 
     def _report(self) -> None:
         """Tell the pipeline what the shell counted, as an input of its own, so that replay sees it too."""
-        counted = (self.missed, self.records.lost)
+        counted = (self.missed, self.records.lost, self.displays)
         if counted != self._reported:
             self._reported = counted
             report = ShellReport(max(time.monotonic_ns(), self._last_input_ns), *counted)

@@ -6,7 +6,7 @@ One table serves the command port, the WebSocket, the check of arguments and the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 LARGEST: Final = 1e6
@@ -22,24 +22,27 @@ _SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One command: what it does, its arguments (name to kind), and who carries it out."""
+    """One command: what it does, its arguments (name to kind), who carries it out, arguments that may be left out."""
 
     does: str
     args: Mapping[str, str]
     by: str
+    optional: Mapping[str, str] = field(default_factory=dict)
 
     def fault(self, args: object) -> str | None:
         """Return what is wrong with the arguments, in one line, or None."""
         if not isinstance(args, dict):
             return "args: expected a map"
+        known = {**self.args, **self.optional}
         for name in args:
-            if name not in self.args:
-                return f"args.{name}: unknown; expected {', '.join(self.args) or 'none'}"
+            if name not in known:
+                return f"args.{name}: unknown; expected {', '.join(known) or 'none'}"
         for name, kind in self.args.items():
             if name not in args:
                 return f"args.{name}: missing; expected a {kind}"
-            if not _fits(kind, args[name]):
-                return f"args.{name}: {args[name]!r}; expected a {kind}"
+        for name, value in args.items():
+            if not _fits(known[name], value):
+                return f"args.{name}: {value!r}; expected a {known[name]}"
         return None
 
     def schema(self, name: str) -> dict[str, Any]:
@@ -52,7 +55,7 @@ class Operation:
                 "op": {"const": name},
                 "args": {
                     "type": "object",
-                    "properties": {arg: _SCHEMA[kind] for arg, kind in self.args.items()},
+                    "properties": {arg: _SCHEMA[kind] for arg, kind in (*self.args.items(), *self.optional.items())},
                     "required": list(self.args),
                     "additionalProperties": False,
                 },
@@ -78,16 +81,38 @@ def _fits(kind: str, value: object) -> bool:
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "list_operations": Operation("Return this list as JSON Schemas.", {}, "session"),
-    "acknowledge_alarm": Operation("Acknowledge one alarm by its id.", {"id": "text"}, "loop"),
+    "acknowledge_alarm": Operation(
+        "Acknowledge one alarm by its id; of the tool that is named, which must be said where several tools show it.",
+        {"id": "text"},
+        "loop",
+        {"tool": "text"},
+    ),
+    "except_structure": Operation(
+        "Except a critical structure that the plan crosses on purpose from a tool's alarms, with a reason, or watch it"
+        " again. It ends by itself with the phase and with every change of the registration.",
+        {"structure": "text", "reason": "text", "on": "flag"},
+        "loop",
+        {"tool": "text"},
+    ),
     "accept_registration": Operation("Use the proposed registration from now on.", {"id": "text"}, "loop"),
     "reject_registration": Operation("Drop a proposed registration, or stop using it.", {"id": "text"}, "loop"),
+    "doubt_registration": Operation(
+        "Put the registration in use in doubt: geometry goes on, DEGRADED, until it is confirmed.",
+        {"id": "text", "reason": "text"},
+        "loop",
+    ),
+    "confirm_registration": Operation(
+        "Trust an unverified or expired registration again: the operator has checked it.", {"id": "text"}, "loop"
+    ),
     "describe_registration": Operation(
         "Return a registration's transform (16 numbers, row by row), covariance (36), verdict and reason.",
         {"id": "text"},
         "loop",
     ),
     "pause_audio": Operation(
-        "Pause alarm sounds for some seconds (at most 120); 0 ends the pause.", {"seconds": "number"}, "loop"
+        "Pause alarm sounds for some seconds (at most 120); 0 ends the pause, so does a new alarm of high priority.",
+        {"seconds": "number"},
+        "loop",
     ),
     "set_phase": Operation("Set the phase of the procedure.", {"phase": "text"}, "loop"),
     "park_tool": Operation(

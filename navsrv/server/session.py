@@ -242,7 +242,9 @@ class Session:
 
     def _from_hub(self) -> None:
         try:
-            self._hub.channel.receive()
+            for message in self._hub.channel.receive():
+                if message["kind"] == "displays":
+                    self._to_loop("displays", message["value"])
         except ChannelClosed:
             self._end("the display hub ended by itself; restart the server")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 
@@ -11,12 +12,13 @@ from devices.openigtlink import SourceSpec, Stamps
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.anatomy.case import Case, Structure
 from navsrv.guidance.bending import bending_sigma_mm
+from navsrv.guidance.conditions import SiteLimits
 from navsrv.guidance.levels import Limits
 from navsrv.guidance.trajectory import PlannedPath
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import CT, REFERENCE, Rigid
 from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup
-from navsrv.server.config import Config, ToolConfig, TrackerConfig
+from navsrv.server.config import Config, SiteConfig, ToolConfig, TrackerConfig
 from navsrv.server.config_doubt import REGISTRATION_INFLATION, structure_faults
 
 
@@ -31,20 +33,33 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
         A file of the case that is missing or changed.
     """
     check_structures(config, case)
-    references = [(name, tool) for name, tool in config.tools.items() if tool.role == "reference"]
-    reference = ReferenceSetup(references[0][1].tracker, references[0][1].transform) if references else None
+    max_age_min = config.registration.max_age_min
     plan = case.plan
     return Setup(
         session=session,
         sources=tuple(_source(name, tracker) for name, tracker in config.trackers.items()),
         tools=tuple(_tool(name, tool) for name, tool in config.tools.items() if tool.role == "needle"),
-        reference=reference,
+        reference=_body(config, "reference"),
         structures=tuple(_structure(config, case, s) for s in case.structures),
         path=None if plan is None else PlannedPath(plan.entry_ct_mm, plan.target_ct_mm, plan.corridor_mm),
         preset=_preset(config),
         inflation={**REGISTRATION_INFLATION, **config.registration.inflation},
         tissue_seen=config.tissue.seen,
+        site=_site(config.alarms.site),
+        witness=_body(config, "witness"),
+        registration_max_age_ns=None if max_age_min is None else int(max_age_min * 60e9),
     )
+
+
+def _body(config: Config, role: str) -> ReferenceSetup | None:
+    """Return the one body of a role, if there is one."""
+    return next((ReferenceSetup(t.tracker, t.transform) for t in config.tools.values() if t.role == role), None)
+
+
+def _site(site: SiteConfig) -> SiteLimits:
+    """Return the limits of the room: the configuration's keys but for the time, which it has in milliseconds."""
+    values = asdict(site)
+    return SiteLimits(brief_loss_ns=int(values.pop("brief_loss_ms") * 1e6), **values)
 
 
 def check_structures(config: Config, case: Case) -> None:
@@ -123,7 +138,16 @@ def limits_of(config: Config, structure: Structure) -> Limits:
     if own is None:
         caution = structure.caution_mm if structure.caution_mm is not None else caution
         warning = structure.warning_mm if structure.warning_mm is not None else warning
-    return Limits(caution, warning, 0.0, site.hysteresis_mm, int(site.clear_after_ms * 1e6))
+    return Limits(
+        caution_mm=caution,
+        warning_mm=warning,
+        hysteresis_mm=site.hysteresis_mm,
+        clear_after_ns=int(site.clear_after_ms * 1e6),
+        near_mm=site.near_mm,
+        closing_mm_s=site.closing_mm_s,
+        contact_s=site.contact_s,
+        margin_mm=site.margin_mm,
+    )
 
 
 def _preset(config: Config) -> Preset | None:

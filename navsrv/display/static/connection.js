@@ -69,7 +69,7 @@ export class Connection {
   }
 
   takeFrame(frame, nowMs) {
-    this.send({ ack: frame.seq, t_client: performance.now() });
+    this.send({ ack: frame.seq, tool: frame.tool, t_client: performance.now() });
     if (frame.v !== 1) {
       this.badMessages += 1;
       return;
