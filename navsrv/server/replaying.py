@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class RecordingFile:
                 yield from StreamReader(file).records
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}; expected an MCAP file") from None
-        except (McapError, EOFError, ValueError) as error:
+        except (McapError, EOFError, ValueError, struct.error) as error:
             self.torn = f"{type(error).__name__}: {error}"
 
     def messages(self) -> Iterator[Recorded]:
