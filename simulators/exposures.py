@@ -122,7 +122,7 @@ class Tracker:
         self._last = {name: np.eye(4) for name in stage.tools}
         self._batch: _Batch | None = None
         # A batch must not keep the next exposure waiting.
-        self._ahead = 32 if settings.rate_hz <= 300.0 else 8
+        self._ahead = 64 if settings.rate_hz <= 300.0 else 8
 
     @property
     def story_s(self) -> float:

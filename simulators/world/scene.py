@@ -121,7 +121,8 @@ def _patient_pose(rng: np.random.Generator, target_ct_mm: Array) -> Rigid:
     right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
     roll = rotation_from_vector([0.0, 0.0, rng.uniform(-np.pi, np.pi)])
     rotation = roll @ np.stack([right, np.cross(back, right), back])
-    centre = np.array([rng.uniform(-200.0, 200.0), rng.uniform(-200.0, 200.0), -rng.uniform(1500.0, 2000.0)])
+    # Staff aim the camera at the field to 100 mm, so that hub and reference stay in its volume.
+    centre = np.array([rng.uniform(-100.0, 100.0), rng.uniform(-100.0, 100.0), -rng.uniform(1500.0, 2000.0)])
     return Rigid(TRACKER, ROOM, rotation, centre) @ T_room_from_ct
 
 
