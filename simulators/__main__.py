@@ -14,6 +14,7 @@ NAMES: Final = {
     "carm": "a C-arm that pushes its pose and X-ray images",
     "oarm": "an O-arm that pushes its volume's pose and a volume",
     "demo": "the whole room at once",
+    "scenario": "a story with faults, judged (navsrv simulate SCENARIO.toml)",
     "campaign": "thousands of insertions with sampled parameters, in virtual time (navsrv campaign)",
     "bench": "measurements of the server from outside (navsrv bench)",
 }
@@ -26,6 +27,8 @@ HELP: Final = (
 
 def main(argv: list[str]) -> int:
     """Run one simulator; return the exit status."""
+    if argv and argv[0].endswith(".toml"):
+        argv = ["scenario", *argv]
     if not argv or argv[0] not in NAMES:
         if argv and argv[0] in ("-h", "--help"):
             print(HELP)

@@ -7,7 +7,7 @@ Refuses to decide anything: frames, alarms and states come from ``navsrv.pipelin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from navsrv.pipeline.pipeline import Output, Pipeline
 RETRY_NS: Final = 200_000_000
 """The loop's first pause before it connects again."""
 LAST_RETRY_NS: Final = 2_000_000_000
+NEVER_NS: Final = 1 << 62
 
 Sink = Callable[[Input, Sequence[Output]], None]
 """Takes each input with what came of it, in order."""
@@ -29,7 +30,6 @@ class _Link:
     up: bool = False
     retry_ns: int | None = None
     pause_ns: int = RETRY_NS
-    refused_until_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -41,12 +41,16 @@ class VirtualShell:
     sink : callable
     ended : list of EndLink
         Links that the pipeline ended because their peer broke the protocol.
+    away : mapping
+        By source, (begin, end) of the times at which attempts to connect are refused.
     """
 
     pipeline: Pipeline
     sink: Sink
     ended: list[EndLink] = field(default_factory=list)
+    away: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     _links: dict[str, _Link] = field(default_factory=dict)
+    _next_retry: tuple[int, str] = (NEVER_NS, "")
     _now_ns: int = 0
 
     def run(self, inputs: Iterable[Input], until_ns: int | None = None) -> None:
@@ -62,7 +66,6 @@ class VirtualShell:
                     link.pause_ns = RETRY_NS
                     self._give(item)
                 case LinkUp():
-                    self._link(item.source).refused_until_ns = 0
                     self._connect(item.source, item.now_ns)
                 case LinkDown():
                     self._lose(item.source, item.now_ns, item.reason)
@@ -71,10 +74,6 @@ class VirtualShell:
         if until_ns is not None:
             self._pass_time(until_ns)
 
-    def refuse(self, source: str, until_ns: int) -> None:
-        """Let attempts to connect to a source fail until a time: the device is away."""
-        self._link(source).refused_until_ns = until_ns
-
     def _link(self, source: str) -> _Link:
         return self._links.setdefault(source, _Link())
 
@@ -82,10 +81,9 @@ class VirtualShell:
         """Give the ticks, and make the attempts to connect, that are due before a time."""
         while True:
             due = self.pipeline.next_due_ns()
-            retries = [(link.retry_ns, name) for name, link in self._links.items() if link.retry_ns is not None]
-            if retries and min(retries)[0] < min(due, until_ns):
-                at_ns, name = min(retries)
-                self._attempt(name, at_ns)
+            retry_ns, source = self._next_retry
+            if retry_ns < min(due, until_ns):
+                self._attempt(source, retry_ns)
             elif due < until_ns:
                 self._give(Tick(max(due, self._now_ns)))
             else:
@@ -93,23 +91,30 @@ class VirtualShell:
 
     def _attempt(self, source: str, at_ns: int) -> None:
         link = self._link(source)
-        if at_ns >= link.refused_until_ns:
+        if not any(begin <= at_ns < end for begin, end in self.away.get(source, ())):
             self._connect(source, at_ns)
             return
         link.pause_ns = min(2 * link.pause_ns, LAST_RETRY_NS)
         link.retry_ns = at_ns + link.pause_ns
+        self._plan_retry()
         self._give(LinkDown(at_ns, source, "cannot connect: Connection refused"))
 
     def _connect(self, source: str, at_ns: int) -> None:
         link = self._link(source)
         if not link.up:
             link.up, link.retry_ns = True, None
+            self._plan_retry()
             self._give(LinkUp(at_ns, source))
 
     def _lose(self, source: str, at_ns: int, reason: str) -> None:
         link = self._link(source)
         link.up, link.retry_ns = False, at_ns + link.pause_ns
+        self._plan_retry()
         self._give(LinkDown(at_ns, source, reason))
+
+    def _plan_retry(self) -> None:
+        waiting = [(link.retry_ns, name) for name, link in self._links.items() if link.retry_ns is not None]
+        self._next_retry = min(waiting, default=(NEVER_NS, ""))
 
     def _give(self, item: Input) -> None:
         self._now_ns = input_time_ns(item)
