@@ -17,6 +17,7 @@ from scipy.ndimage import maximum_filter
 from scipy.optimize import least_squares
 from scipy.special import gamma
 
+from calibration.poses import MAD_TO_SIGMA
 from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import Array, frozen_array
 
@@ -35,7 +36,6 @@ MAX_SIGMA_PX: Final = 0.5
 OWN_SHARE: Final = 0.6
 """Of a shadow's surroundings that must be free of other shadows."""
 MAX_SPOTS: Final = 400
-MAD_TO_SIGMA: Final = 1.4826
 
 
 class Tone(Enum):

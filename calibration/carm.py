@@ -15,9 +15,9 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from calibration.bead_phantom import BeadMatch, BeadPhantom, NominalArm, match_beads
-from calibration.beads import MAD_TO_SIGMA, Beads, Tone, find_beads
+from calibration.beads import Beads, Tone, find_beads
 from calibration.distortion import Bending, Distortion, displacement
-from calibration.poses import Findings
+from calibration.poses import MAD_TO_SIGMA, Findings
 from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import CARM, Array, Frame, Rigid, frozen_array
 from navsrv.kernel.projection import ProjectionModel

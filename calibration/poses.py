@@ -23,6 +23,8 @@ REPEATED_SHARE: Final = 0.5
 MIN_BLOCKS: Final = 15
 """Blocks of time to leave out one by one; fewer say too little about the covariance."""
 MAX_BLOCKS: Final = 120
+MAD_TO_SIGMA: Final = 1.4826
+"""Standard deviation of a normal variable over its median absolute deviation."""
 
 
 @dataclass(slots=True)

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BSpline, make_lsq_spline
 
-from calibration.poses import Findings, checked_poses, jackknife_covariance, left_out_shifts, scores, time_blocks
+from calibration.poses import (
+    MAD_TO_SIGMA,
+    Findings,
+    checked_poses,
+    jackknife_covariance,
+    left_out_shifts,
+    scores,
+    time_blocks,
+)
 from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import Array, frozen_array
 from navsrv.kernel.registration import Verdict
@@ -29,8 +37,6 @@ PERIOD_SHARE: Final = 0.01
 """No stamp is believed to a smaller part of the time between samples: noise in the spline moves the offset so much."""
 COARSE_SAMPLES: Final = 400
 OUTLIER_MEDIANS: Final = 6.0
-NORMAL_MEDIAN: Final = 0.6745
-"""Median absolute value of a normal variable of unit standard deviation."""
 GAP_PERIODS: Final = 4.0
 STEPS: Final = 12
 
@@ -252,7 +258,7 @@ def _solve(a: _Stream, b: _Stream, max_offset_s: float, limits: TemporalLimits) 
         for _ in range(STEPS):
             residuals, derivatives = explainer.residuals(offset, drift, rows)
             # The median, so that a few wild samples do not make their channel look worthless.
-            noise = np.median(np.abs(residuals), axis=0) / NORMAL_MEDIAN
+            noise = MAD_TO_SIGMA * np.median(np.abs(residuals), axis=0)
             explainer.weights = explainer.weights / np.maximum(noise, 1e-6)
             residuals, derivatives = explainer.residuals(offset, drift, rows)
             step = _step(residuals, derivatives)
