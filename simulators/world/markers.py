@@ -8,7 +8,7 @@ noise) turns true poses into what the tracker would report, thousands at once::
     sighting.poses, sighting.sight, sighting.used                    # (N, 4, 4), (N,) Sight, (N, M)
 
 What is drawn is a function of seed, tool and frame number alone: any chunking of the frames, one at a time included,
-gives the same numbers, and a tool that is hidden changes nothing for the others.
+gives the same numbers to rounding, and a tool that is hidden changes nothing for the others.
 """
 
 from __future__ import annotations
