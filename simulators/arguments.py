@@ -73,6 +73,13 @@ def add_server(parser: Parser) -> None:
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="where to push (the devices port)")
 
 
+def add_dicom(parser: Parser, called: str, calling: str) -> None:
+    """Add where a simulator's images go by DICOM as well."""
+    parser.add_argument("--dicom", metavar="HOST:PORT", help="send each image by C-STORE too (not sent)")
+    parser.add_argument("--aet", default=called, metavar="TITLE", help=f"AE title that is called ({called})")
+    parser.add_argument("--calling-aet", default=calling, metavar="TITLE", help=f"AE title of the caller ({calling})")
+
+
 def breathing_of(args: argparse.Namespace) -> Breathing | None:
     """Return the breathing that the arguments ask for."""
     return Breathing(args.breathing_mm) if args.breathing_mm > 0.0 else None

@@ -1,32 +1,27 @@
-"""Owns the C-arm simulator: pushes its pose at 30 Hz and, when told to shoot, moves to a view and takes an X-ray image.
+"""Owns the C-arm simulator: pushes its pose at 30 Hz and, when told to shoot, moves there and takes an X-ray image.
 
-The image comes with the stamp of the exposure, and with the poses of C-arm and detector at that stamp.
+The image comes with the stamp of the exposure, and with the poses of C-arm and detector at that stamp, as the encoders
+tell them.  The truth, with sag and play, is printed for whoever judges.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from navsrv.anatomy.case import Case, Volume
-from navsrv.kernel.errors import InputError
-from navsrv.kernel.frames import Array, Rigid, rotation_from_vector
+from navsrv.anatomy.case import Case
+from navsrv.kernel.frames import CT, Array, Rigid, rotation_from_vector
 from navsrv.wire.openigtlink import Image, Message, Metadata, Transform, encode, timestamp_from_ns
-from simulators.arguments import Parser, add_room, add_server, breathing_of, number, plan_of
+from simulators.arguments import Parser, add_dicom, add_room, add_server, breathing_of, number, plan_of, whole
+from simulators.carm_camera import Camera, Picture, Shot, camera_of, parse_order, receptor_of
+from simulators.carm_motion import EXACT, STAND, STIFF, Flex, Gantry, Position, view_of
+from simulators.dicom_out import DicomSender, Study, positioner_angles_deg, xray_object
 from simulators.link import Client, Jobs, Loop, emit, parse_address
-from simulators.world.imaging import (
-    VIEWS,
-    Detector,
-    Exposure,
-    Projector,
-    SteelNeedle,
-    carm_pose,
-    expose,
-    steel_integrals,
-)
+from simulators.world.imaging import VIEWS, Detector
 from simulators.world.scene import Scene, Stream, stream
 
 RATE_HZ: Final = 30.0
@@ -47,75 +42,134 @@ class Stand:
         turn = rotation_from_vector(rng.uniform(-1.0, 1.0, 3) * np.radians(4.0))
         return cls(target_ct_mm + rng.uniform(-12.0, 12.0, 3), turn)
 
+    @property
+    def T_ct_from_stand(self) -> Rigid:
+        """The base, in the CT of the patient at rest."""
+        return Rigid(CT, STAND, self.turn, self.iso_ct_mm)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shot:
-    """An exposure that is wanted: the view, and the needle in the beam if its true pose was given."""
+class Setup:
+    """What does not change while the simulator runs."""
 
-    view: str
-    needle: SteelNeedle | None
+    scene: Scene
+    stand: Stand
+    camera: Camera
+    speed_deg_s: float
+    hold_hz: float = 0.0
+    study: Study | None = None
 
 
 class Carm:
     """The gantry, its patient, and the link to the server."""
 
     def __init__(
-        self, scene: Scene, ct: Volume, stand: Stand, orbit_deg_s: float, address: tuple[str, int], detector: Detector
+        self, setup: Setup, gantry: Gantry, address: tuple[str, int], dicom: DicomSender | None = None
     ) -> None:
-        self._scene, self._stand, self._speed, self._detector = scene, stand, orbit_deg_s, detector
-        self._projector = Projector(ct)
-        self._rng = stream(scene.seed, Stream.NOISE)
-        self._orbit_deg = 0.0
+        self._setup, self._gantry, self._dicom = setup, gantry, dicom
+        self._rng = stream(setup.scene.seed, Stream.CARM)
         self._shots: list[Shot] = []
+        self._count = 0
+        self._held: tuple[bytes, int] | None = None
+        self._told: deque[dict[str, Any]] = deque()
         self._jobs = Jobs()
         self.loop = Loop("carm", RATE_HZ, self._tick, self._command)
         self._client = Client(self.loop, *address)
 
     def warm_up(self) -> None:
         """Compile and touch everything that an exposure needs, before anybody waits for one."""
-        self._expose(Shot("ap", None), self._pose(), time.time_ns())
+        self._picture(Shot(Position(), "ap"), self._gantry, time.time_ns())
+        self._count = 0
 
     def close(self) -> None:
         """Let go of sockets and thread."""
         self._client.close()
         self._jobs.close()
+        if self._dicom is not None:
+            self._dicom.close()
         self.loop.close()
 
-    def _pose(self) -> Rigid:
-        """Return T_tracker_from_carm: the gantry stands in the room, whatever the patient does."""
-        pose = carm_pose(self._orbit_deg, self._stand.iso_ct_mm, self._detector, self._stand.turn)
-        return self._scene.T_tracker_from_ct @ pose
+    def _pose(self, gantry: Gantry) -> Rigid:
+        """Return T_tracker_from_carm as the C-arm tells it: it stands in the room, whatever the patient does."""
+        return self._setup.scene.T_tracker_from_ct @ self._setup.stand.T_ct_from_stand @ gantry.nominal()
 
     def _tick(self, deadline_ns: int) -> None:
         self._client.tick()
         time_ns = time.time_ns()
         if self._shots:
-            wanted = VIEWS[self._shots[0].view]
-            reach = self._speed / RATE_HZ
-            self._orbit_deg += min(max(wanted - self._orbit_deg, -reach), reach)
-        pose = self._pose()
-        self._client.offer(encode_pose(pose, time_ns))
-        if self._shots and self._orbit_deg == VIEWS[self._shots[0].view]:
+            self._gantry = self._gantry.moved(_towards(self._gantry.drive, self._shots[0].to, self._reach_deg))
+        gantry = self._gantry
+        self._client.offer(encode_pose(self._pose(gantry), time_ns))
+        if self._shots and gantry.drive == self._shots[0].to:
             shot = self._shots.pop(0)
-            self._jobs.submit(lambda: self._expose(shot, pose, time_ns))
+            if shot.view is None:
+                emit({"event": "moved", "orbit_deg": gantry.drive.orbit_deg, "tilt_deg": gantry.drive.tilt_deg})
+            else:
+                self._jobs.submit(lambda: self._expose(shot, gantry, time_ns))
         for data in self._jobs.done():
+            emit(self._told.popleft())
             self._client.push(data)
             emit({"event": "image", "bytes": len(data)})
+        if self._held is not None and self._setup.hold_hz > 0.0:
+            data, due_ns = self._held
+            if time_ns >= due_ns:
+                self._client.offer(data)
+                self._held = data, time_ns + round(1e9 / self._setup.hold_hz)
+        for event in [] if self._dicom is None else self._dicom.done():
+            emit(event)
+
+    @property
+    def _reach_deg(self) -> float:
+        return self._setup.speed_deg_s / RATE_HZ
 
     def _command(self, order: dict[str, Any]) -> None:
-        if order.get("do") != "shoot" or order.get("view") not in VIEWS:
-            raise InputError(f'expected {{"do":"shoot","view":one of {", ".join(VIEWS)}}} or {{"do":"stop"}}')
-        self._shots.append(Shot(order["view"], _needle(order.get("needle"))))
+        self._shots.append(parse_order(order))
 
-    def _expose(self, shot: Shot, pose: Rigid, time_ns: int) -> bytes:
+    def _picture(self, shot: Shot, gantry: Gantry, time_ns: int) -> tuple[Picture, dict[str, Any]]:
+        """Return the picture and the truth about it."""
+        scene, base = self._setup.scene, self._setup.stand.T_ct_from_stand
+        truth = gantry.true(self._rng)
+        # The base stands in the room; the patient has moved beneath it.
+        T_ct_from_stand = scene.T_tracker_from_ct_at(time_ns * 1e-9).inverse() @ scene.T_tracker_from_ct @ base
+        view = view_of(truth, T_ct_from_stand)
+        self._count += 1
+        pose = T_ct_from_stand @ truth.T_stand_from_carm
+        picture = self._setup.camera(view, pose, truth.detector, shot, self._count)
+        return picture, {
+            "event": "exposed",
+            "view": shot.view,
+            "time_ns": str(time_ns),
+            "orbit_deg": gantry.c.orbit_deg,
+            "tilt_deg": gantry.c.tilt_deg,
+            "projection_ct": np.round(view.matrix, 9).tolist(),
+        }
+
+    def _expose(self, shot: Shot, gantry: Gantry, time_ns: int) -> bytes:
         """Return C-arm pose, detector pose and image of one exposure, all with its stamp."""
-        T_ct_from_carm = self._scene.T_tracker_from_ct_at(time_ns * 1e-9).inverse() @ pose
-        integrals = self._projector.line_integrals(T_ct_from_carm, self._detector).astype(np.float64)
-        if shot.needle is not None:
-            integrals += steel_integrals(shot.needle, T_ct_from_carm, self._detector)
-        exposure = Exposure()
-        pixels = expose(integrals, exposure, self._rng)
-        return encode_pose(pose, time_ns) + encode_shot(pixels, self._detector, exposure, shot.view, time_ns)
+        assert shot.view is not None
+        picture, truth = self._picture(shot, gantry, time_ns)
+        self._told.append(truth)
+        nominal = gantry.detector
+        image = encode_image(picture, nominal, shot.view, time_ns)
+        if self._setup.hold_hz > 0.0:
+            held = encode_image(picture, nominal, shot.view, time_ns, held=True)
+            self._held = held, time_ns + round(1e9 / self._setup.hold_hz)
+        if self._dicom is not None and self._setup.study is not None:
+            angles = positioner_angles_deg(gantry.drive.orbit_deg, gantry.drive.tilt_deg)
+            stored = picture.bits, picture.logarithmic
+            study = self._setup.study
+            self._dicom.submit(
+                [xray_object(picture.pixels, nominal, angles, picture.kvp, stored, study, self._count, time_ns)]
+            )
+        return encode_pose(self._pose(gantry), time_ns) + encode_place(nominal, time_ns) + image
+
+
+def _towards(at: Position, to: Position, reach_deg: float) -> Position:
+    """Return the position after one step of at most ``reach_deg`` in each angle."""
+    return Position(
+        at.orbit_deg + min(max(to.orbit_deg - at.orbit_deg, -reach_deg), reach_deg),
+        at.tilt_deg + min(max(to.tilt_deg - at.tilt_deg, -reach_deg), reach_deg),
+    )
 
 
 def encode_pose(pose: Rigid, time_ns: int) -> bytes:
@@ -123,36 +177,23 @@ def encode_pose(pose: Rigid, time_ns: int) -> bytes:
     return encode(Message("CarmToTracker", timestamp_from_ns(time_ns), Transform(pose.matrix), 2, STATUS_OK))
 
 
-def encode_shot(pixels: Any, detector: Detector, exposure: Exposure, view: str, time_ns: int) -> bytes:
-    """Return ImageToCarm and the image, whose own matrix is its spacing with pixel (0, 0) at the image's origin."""
-    stamp = timestamp_from_ns(time_ns)
-    spacing = np.diag([detector.pixel_mm, detector.pixel_mm, 1.0, 1.0])
-    about = (
-        Metadata("View", view),
-        Metadata("PixelIntensity", f"value = {exposure.gain:g} * ({exposure.offset:g} + ln(I / I0))"),
-    )
+def encode_place(detector: Detector, time_ns: int) -> bytes:
+    """Return ImageToCarm."""
     place = Transform(detector.T_carm_from_image.matrix)
-    return encode(Message("ImageToCarm", stamp, place, 2, STATUS_OK)) + encode(
-        Message("CarmImage", stamp, Image(pixels[None], spacing, "LPS"), 2, about)
-    )
+    return encode(Message("ImageToCarm", timestamp_from_ns(time_ns), place, 2, STATUS_OK))
 
 
-def _needle(given: object) -> SteelNeedle | None:
-    """Return the needle of a command's ``needle``; InputError when it is not two triples."""
-    if given is None:
-        return None
-    right = '"needle": expected {"tip_ct_mm":[x,y,z],"axis_ct":[x,y,z]}'
-    if not isinstance(given, dict):
-        raise InputError(right)
-    try:
-        tip = np.array(given["tip_ct_mm"], dtype=np.float64)
-        axis = np.array(given["axis_ct"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):
-        raise InputError(right) from None
-    norm = float(np.linalg.norm(axis))
-    if tip.shape != (3,) or axis.shape != (3,) or not np.isfinite(tip).all() or not 0.0 < norm < np.inf:
-        raise InputError(right)
-    return SteelNeedle(tip, axis / norm)
+def encode_image(picture: Picture, detector: Detector, view: str, time_ns: int, held: bool = False) -> bytes:
+    """Return the image, whose own matrix is its spacing with pixel (0, 0) at the image's origin.
+
+    ``held``: shown again after the exposure (last-image-hold), with the stamp of the exposure.
+    """
+    spacing = np.diag([detector.pixel_mm, detector.pixel_mm, 1.0, 1.0])
+    about = [Metadata("View", view), Metadata("PixelIntensity", picture.intensity)]
+    if held:
+        about.append(Metadata("LastImageHold", "true"))
+    content = Image(picture.pixels[None], spacing, "LPS")
+    return encode(Message("CarmImage", timestamp_from_ns(time_ns), content, 2, tuple(about)))
 
 
 def arguments() -> Parser:
@@ -161,16 +202,32 @@ def arguments() -> Parser:
         "carm",
         "A C-arm: an OpenIGTLink client that pushes CarmToTracker at 30 Hz and, for each\n"
         f'{{"do":"shoot","view":"{"|".join(VIEWS)}"}} on standard input, moves there and pushes ImageToCarm and\n'
-        'an IMAGE (CarmImage, uint16). With "needle":{"tip_ct_mm":[..],"axis_ct":[..]} a steel needle is in the beam.\n'
-        '{"do":"stop"} or the end of standard input stops it.',
+        'an IMAGE (CarmImage, uint16); "orbit_deg" and "tilt_deg" instead of a view go anywhere, "do":"move" only\n'
+        'moves. With "needle":{"tip_ct_mm":[..],"axis_ct":[..]} a steel needle is in the beam, with\n'
+        '"solids":[{"kind":"screw|cannula|needle|cement|table|rings|grid",..}] whatever is listed (docs/xray.md).\n'
+        '{"do":"stop"} or the end of standard input stops it. With --dicom each image is also sent as XA.\n'
+        "The true projection of each image (3 x 4, CT millimetres to pixels) is printed.",
         'echo \'{"do":"shoot","view":"ap"}\' | cat - /dev/tty |'
         " python -m simulators carm --case DIR --server 127.0.0.1:18945",
     )
     add_room(parser)
     add_server(parser)
-    parser.add_argument(
-        "--orbit-deg-s", type=number(1.0, 10_000.0, "deg/s"), default=60.0, help="how fast the gantry turns (60)"
-    )
+    add_dicom(parser, "NAVSRV", "CARM")
+    add = parser.add_argument
+    add("--orbit-deg-s", type=number(1.0, 10_000.0, "deg/s"), default=60.0, help="how fast the gantry turns (60)")
+    add("--fidelity", choices=("quick", "full"), default="full", help="quick: one energy, no scatter (full)")
+    add("--receptor", choices=("panel", "intensifier"), default="panel", help="flat panel, or distorting tube (panel)")
+    add("--size", type=whole(64, 2048), default=512, metavar="PIXELS", help="rows and columns (512)")
+    add("--kvp", type=number(50.0, 140.0, "kVp"), default=80.0, help="tube voltage (80)")
+    add("--dose", type=number(1e2, 1e8), default=4e5, metavar="PHOTONS", help="per mm2 of the open field (4e5)")
+    add("--brightness", type=number(1e1, 1e6), metavar="PHOTONS", help="per mm2 behind the patient, kept by control")
+    add("--iris-mm", type=number(5.0, 300.0, "mm"), help="collimator: radius of the field on the detector (open)")
+    add("--flex", type=number(0.0, 5.0), default=0.0, help="sag of the C; 1 is usual (0: rigid, as its poses say)")
+    add("--play-deg", type=number(0.0, 5.0, "deg"), default=0.0, help="play between drive and C (0)")
+    add("--encoder-deg", type=number(0.0, 5.0, "deg"), default=0.0, help="step of the encoders (0: exact)")
+    add("--hold-hz", type=number(0.0, 30.0, "Hz"), default=0.0, help="last-image-hold: send the image again (0: off)")
+    add("--no-table", action="store_true", help="no table top in the beam")
+    add("--no-patient", action="store_true", help="nobody on the table: for phantoms")
     return parser
 
 
@@ -178,10 +235,21 @@ def main(argv: list[str]) -> int:
     """Run the C-arm until it is stopped; return the exit status."""
     args = arguments().parse_args(argv)
     address = parse_address(args.server)
+    dicom = None if args.dicom is None else DicomSender(args.dicom, args.aet, args.calling_aet)
     case = Case.load(args.case)
     target = plan_of(case).target_ct_mm
+    receptor, detector = receptor_of(args)
     scene = Scene.from_seed(args.seed, target, breathing_of(args))
-    carm = Carm(scene, case.ct(), Stand.from_seed(args.seed, target), args.orbit_deg_s, address, Detector())
+    setup = Setup(
+        scene,
+        Stand.from_seed(args.seed, target),
+        camera_of(args, case, receptor),
+        args.orbit_deg_s,
+        args.hold_hz,
+        Study.started(args.seed, time.time_ns()),
+    )
+    encoders = replace(EXACT, step_deg=args.encoder_deg, play_deg=args.play_deg)
+    carm = Carm(setup, Gantry(detector, scaled(args.flex), encoders), address, dicom)
     try:
         carm.warm_up()
         emit({"ready": True})
@@ -189,3 +257,14 @@ def main(argv: list[str]) -> int:
     finally:
         carm.close()
     return 0
+
+
+def scaled(share: float) -> Flex:
+    """Return the usual sag times ``share``."""
+    if share == 0.0:
+        return STIFF
+    usual = Flex()
+    source, detector, turn = (
+        (share * v[0], share * v[1], share * v[2]) for v in (usual.source_mm, usual.detector_mm, usual.detector_deg)
+    )
+    return Flex(source, detector, turn, share * usual.scatter_mm)

@@ -425,13 +425,13 @@ def watch(selector: selectors.BaseSelector, connection: Connection) -> None:
         selector.modify(connection.sock, events, key.data)
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, option: str = "--server") -> tuple[str, int]:
     """Return the numeric address and port of ``HOST:PORT``; InputError otherwise."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"--server {text}: expected HOST:PORT, such as 127.0.0.1:18945")
+        raise InputError(f"{option} {text}: expected HOST:PORT, such as 127.0.0.1:18945")
     try:
         # Once, here: a name that is looked up within the loop would stop everything else.
         return socket.gethostbyname(host), int(port)
     except OSError as e:
-        raise InputError(f"--server {text}: host {host!r} is not known here") from e
+        raise InputError(f"{option} {text}: host {host!r} is not known here") from e

@@ -238,7 +238,9 @@ class Room:
             "--speed", f"{self.args.speed:g}", "--truth", str(self.truth_file), "--port", str(port),
         )  # fmt: skip
         self.oarm = self.part("O-arm", "simulators", "oarm", *room, "--server", f"127.0.0.1:{devices}")
-        self.carm = self.part("C-arm", "simulators", "carm", *room, "--server", f"127.0.0.1:{devices}")
+        self.carm = self.part(
+            "C-arm", "simulators", "carm", *room, "--server", f"127.0.0.1:{devices}", "--fidelity", "quick"
+        )
         self.ready = self.server.wait_for("ready", START_TIMEOUT_S)
         self.mark("server ready")
         self.watcher = Watcher(self._context, self.ready["ports"]["zmq"])

@@ -121,7 +121,7 @@ class Radiographer:
         solids: Iterable[Piece] = (),
         technique: Technique | None = None,
         receptor: Receptor | None = None,
-        seed: int = 0,
+        seed: int | tuple[int, ...] = 0,
     ) -> Radiograph:
         """Return the image of a view.
 
@@ -133,7 +133,7 @@ class Radiographer:
             Later ones displace earlier ones, and all displace tissue.
         technique, receptor
             None: a C-arm's flat panel at 80 kVp with pixels of ``SDD / focal length`` for an SDD of 1020 mm.
-        seed : int
+        seed : int or several
             Decides the noise, and nothing else.
         """
         technique = technique or Technique()
