@@ -237,7 +237,9 @@ class Room:
             "tracker", "simulators", "tracker", *room, "--rate-hz", f"{RATE_HZ:g}", "--latency-ms", "14",
             "--speed", f"{self.args.speed:g}", "--truth", str(self.truth_file), "--port", str(port),
         )  # fmt: skip
-        self.oarm = self.part("O-arm", "simulators", "oarm", *room, "--server", f"127.0.0.1:{devices}")
+        self.oarm = self.part(
+            "O-arm", "simulators", "oarm", *room, "--server", f"127.0.0.1:{devices}", "--fidelity", "quick"
+        )
         self.carm = self.part(
             "C-arm", "simulators", "carm", *room, "--server", f"127.0.0.1:{devices}", "--fidelity", "quick"
         )

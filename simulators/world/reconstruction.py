@@ -113,7 +113,7 @@ def spin(
     radiographer: Radiographer,
     pose: Rigid | PoseAt,
     protocol: SpinProtocol,
-    seed: int,
+    seed: int | tuple[int, ...],
     solids: Iterable[Piece] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> OarmVolume:
@@ -122,18 +122,19 @@ def spin(
     Parameters
     ----------
     pose : T_ct_from_volume, or its course over the turn
-    seed : int
+    seed : int or several
         Decides the noise.
     solids : pieces in the frame ``ct``
     """
     pieces = tuple(solids)
     gantry = protocol.gantry
     beam = beam_of(protocol.technique, protocol.receptor)
+    key = (seed,) if isinstance(seed, int) else seed
     lines = np.empty((gantry.views, gantry.columns, gantry.rows), dtype=np.float32)
     for number in range(gantry.views):
         T_ct_from_volume = pose(number / gantry.views) if callable(pose) else pose
         view = gantry.view(number).seen_from(T_ct_from_volume.inverse())
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([*key, number])
         lines[number] = _water_mm(radiographer, view, pieces, protocol, beam, rng).T
         progress(0.7 * (number + 1) / gantry.views)
     density = backproject(filtered(lines, gantry, protocol.cutoff), gantry, protocol.size, protocol.voxel_mm)

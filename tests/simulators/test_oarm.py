@@ -18,6 +18,7 @@ def test_a_spin_sends_the_patient_where_the_gantry_and_the_truth_say(mini_case: 
     with listening() as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         options = ("--case", mini_case.folder, "--seed", 6, "--server", address, "--voxel-mm", 1.5, "--noise-hu", 10)
+        options += ("--fidelity", "quick")
         with running("oarm", *options) as oarm, accepted(server) as peer:
             assert oarm.event()["ready"] is True
             pose = peer.wait_for("VolumeToTracker")
@@ -46,7 +47,9 @@ def test_a_spin_sends_the_patient_where_the_gantry_and_the_truth_say(mini_case: 
 def test_it_waits_for_a_server_that_comes_late_and_returns_after_a_restart(mini_case: MiniCase) -> None:
     with listening() as probe:
         port = probe.getsockname()[1]
-    with running("oarm", "--case", mini_case.folder, "--server", f"127.0.0.1:{port}", "--voxel-mm", 4) as oarm:
+    with running(
+        "oarm", "--case", mini_case.folder, "--server", f"127.0.0.1:{port}", "--voxel-mm", 4, "--views", 60
+    ) as oarm:
         assert oarm.event()["ready"] is True
         oarm.tell(do="spin")
         assert oarm.wait_for("volume")["bytes"] > 10_000
