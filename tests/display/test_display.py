@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
 
+from navsrv.guidance.alarms import SIGNALS, Phase, Priority
 from tests.browser import Browser
 
 STATIC = Path(__file__).resolve().parents[2] / "navsrv" / "display" / "static"
@@ -202,10 +203,83 @@ def test_shows_the_servers_numbers_and_takes_them_away_when_the_tool_is_lost() -
             while not server.commands:
                 await asyncio.sleep(0.01)
             said = server.commands[0]
-            assert (said["op"], said["args"]) == ("acknowledge_alarm", {"id": "lost:Needle"})
+            assert (said["op"], said["args"]) == ("acknowledge_alarm", {"id": "lost:Needle", "tool": "Needle"})
 
             server.frame = server.valid() | {"state": "SPLENDID"}
             await browser.wait_for("navsrv.shown.state === 'FAULT' && !navsrv.shown.needleVisible")
+
+    asyncio.run(story())
+
+
+def alarm_of(condition: str, priority: str, phase: str, text: str) -> dict[str, Any]:
+    since = str(time.monotonic_ns() - 3_000_000_000)
+    words = {"text": text, "action": "Stop."}
+    return (
+        {"id": f"{condition}:A", "condition": condition, "priority": priority, "phase": phase}
+        | words
+        | {
+            "since_ns": since,
+            "structure": "A",
+        }
+    )
+
+
+def test_alarms_show_priority_text_action_and_flash_as_the_servers_table_says() -> None:
+    async def story() -> None:
+        async with opened() as (server, browser):
+            server.frame = server.valid() | {
+                "alarms": [
+                    alarm_of("caution", "low", "active", "A: 8.0 mm"),
+                    alarm_of("breach", "high", "active", "Contact possible: A"),
+                    alarm_of("warning", "medium", "active", "A: 4.0 mm"),
+                    alarm_of("fault", "high", "acknowledged", "Seen"),
+                ]
+            }
+            await browser.wait_for("navsrv.shown.alarms.length === 4")
+            shown = await browser.evaluate("""[...document.querySelectorAll('.alarm')].map((node) => ({
+                text: node.querySelector('.alarm-text').textContent,
+                action: node.querySelector('.alarm-action').textContent,
+                mark: node.querySelector('.alarm-mark').textContent,
+                flash: 1 / (parseFloat(getComputedStyle(node).animationDuration) || Infinity),
+                asked: !node.querySelector('button').hidden,
+            }))""")
+            assert [a["text"] for a in shown] == ["Contact possible: A", "A: 4.0 mm", "A: 8.0 mm", "Seen"]
+            assert [a["mark"] for a in shown] == ["!!!", "!!", "!", "!!!"]
+            assert {a["action"] for a in shown} == {"Stop."}
+            wanted = [SIGNALS[p, Phase.ACTIVE].flash_hz for p in (Priority.HIGH, Priority.MEDIUM, Priority.LOW)]
+            assert [a["flash"] for a in shown] == pytest.approx([*wanted, 0.0], rel=0.01)
+            assert [a["asked"] for a in shown] == [True, True, True, False]
+
+    asyncio.run(story())
+
+
+def test_what_is_inactive_is_seen_and_can_be_ended() -> None:
+    async def story() -> None:
+        async with opened() as (server, browser):
+            assert await browser.evaluate("document.querySelector('#exceptions').hidden")
+            exception = {"structure": "B", "reason": "planned", "by": "display", "since_ns": "1", "planned_mm": 1.0}
+            held = {"exceptions": [exception], "parked": True, "audio_paused_s": 61.0}
+            server.frame = server.valid() | held
+            server.frame["registration"] |= {"state": "unverified"}
+            await browser.wait_for("navsrv.shown.exceptions.includes('B') && navsrv.shown.audio === 'AUDIO PAUSED'")
+            words = await browser.evaluate("document.body.innerText")
+            assert "No alarms for B planned (display)" in " ".join(words.split())
+            assert "AUDIO PAUSED 1:01" in words
+            assert "TOOL PARKED" in words
+            assert await browser.wait_for("document.querySelector('#structures li.excepted .name')?.textContent") == "B"
+            for selector in (".exception button", "#audio-pause", ".registration-confirm"):
+                await press(browser, selector)
+            while len(server.commands) < 3:
+                await asyncio.sleep(0.01)
+            said = {c["op"]: c["args"] for c in server.commands}
+            ended = {"structure": "B", "tool": "Needle", "reason": "ended at the display", "on": False}
+            assert said == {
+                "except_structure": ended,
+                "pause_audio": {"seconds": 0},
+                "confirm_registration": {"id": "r1"},
+            }
+            server.frame = server.valid()
+            await browser.wait_for("navsrv.shown.exceptions.length === 0 && navsrv.shown.audio === 'AUDIO OFF'")
 
     asyncio.run(story())
 

@@ -1,13 +1,15 @@
 // Owns: the alarm banner. Shows the frame's alarms, highest priority first; decides none of them.
-// Colours and flash rates follow the ideas of IEC 60601-1-8: high red 2 Hz, medium yellow 0.6 Hz, low cyan steady.
+// Colours and flash rates are those of the server's table (docs/alarms.md): high red 2 Hz, medium yellow 0.6 Hz, low cyan
+// steady; acknowledged steady and without a sound.
 
 import { msFromNs } from "./freshness.js";
 
 const RANK = { high: 0, medium: 1, low: 2 };
+const MARK = { high: "!!!", medium: "!!", low: "!" };
 const SHOWN = 4; // more than this is a count: nobody reads a fifth alarm first
 
 export class AlarmBanner {
-  /** `acknowledge(id)` returns a promise that rejects with the server's words. */
+  /** `acknowledge(id, tool)` returns a promise that rejects with the server's words. */
   constructor(root, acknowledge) {
     this.root = root;
     this.acknowledge = acknowledge;
@@ -23,6 +25,7 @@ export class AlarmBanner {
   /** Show the alarms of `view.frame`; `serverMs` is the server's monotonic time now, in ms. */
   update(view, serverMs) {
     const alarms = view.fault ? [] : [...view.frame.alarms];
+    this.tool = view.frame?.tool ?? this.tool;
     alarms.sort((a, b) => rank(a) - rank(b) || (BigInt(b.since_ns) > BigInt(a.since_ns) ? 1 : -1));
     this.list = alarms;
     const signature = JSON.stringify([view.fault, alarms.map((a) => [a.id, a.priority, a.phase, a.text, a.structure])]);
@@ -37,7 +40,7 @@ export class AlarmBanner {
     const shown = alarms.slice(0, SHOWN);
     for (const id of this.items.keys()) if (!shown.some((a) => a.id === id)) this.items.delete(id);
     const nodes = shown.map((alarm) => {
-      if (!this.items.has(alarm.id)) this.items.set(alarm.id, new AlarmItem(alarm.id, this.acknowledge));
+      if (!this.items.has(alarm.id)) this.items.set(alarm.id, new AlarmItem((id) => this.acknowledge(id, this.tool)));
       const item = this.items.get(alarm.id);
       item.show(alarm);
       return item.node;
@@ -58,21 +61,23 @@ function rank(alarm) {
 }
 
 class AlarmItem {
-  constructor(id, acknowledge) {
+  constructor(acknowledge) {
     this.node = document.createElement("div");
+    this.mark = part(this.node, "div", "alarm-mark");
     this.text = part(this.node, "div", "alarm-text");
+    this.action = part(this.node, "div", "alarm-action");
     this.button = part(this.node, "button", "");
     this.detail = part(this.node, "div", "alarm-detail");
     this.button.type = "button";
     this.button.textContent = "Acknowledge";
-    this.button.onclick = () => this.press(id, acknowledge);
+    this.button.onclick = () => this.press(acknowledge);
   }
 
-  async press(id, acknowledge) {
+  async press(acknowledge) {
     this.button.disabled = true;
     this.error = "";
     try {
-      await acknowledge(id);
+      await acknowledge(this.id);
     } catch (error) {
       this.error = ` · not acknowledged: ${error.message}`;
     }
@@ -81,8 +86,14 @@ class AlarmItem {
 
   show(alarm) {
     const priority = alarm.priority in RANK ? alarm.priority : "high";
+    this.id = alarm.id;
     this.node.className = `alarm ${priority} ${alarm.phase}`;
+    this.mark.textContent = MARK[priority];
+    this.mark.title = `${priority} priority`;
     this.text.textContent = alarm.text;
+    this.text.title = alarm.text;
+    this.action.textContent = alarm.action ?? "";
+    this.action.title = alarm.action ?? "";
     this.phase = { latched: "latched, condition over", acknowledged: "acknowledged" }[alarm.phase] ?? "active";
     this.button.hidden = alarm.phase === "acknowledged";
   }

@@ -1,4 +1,5 @@
 // Owns: alarm sounds and the words that say whether they are on. One sound at a time, that of the highest priority.
+// A pause is the server's and counts in every display: this page only asks for it and shows what is left.
 // An ordinary browser cannot promise its loudness: the sound is a help, the banner is the alarm.
 
 // Pulses of one burst (start in s, and Hz), pulse length in s, and seconds from burst to burst.
@@ -9,15 +10,16 @@ const BURSTS = {
 };
 const HARMONICS = [1, 0.6, 0.5, 0.4, 0.3]; // a fundamental and four partials, so that the ear can place it
 const VOLUME = 0.12;
+const PAUSE_S = 120;
 
 export class AlarmAudio {
-  /** `pauseAtServer(seconds)` returns a promise; the pause counts only once the server has logged it. */
+  /** `pauseAtServer(seconds)` returns a promise; it counts once a frame says so. */
   constructor({ word, enable, pause }, pauseAtServer) {
     this.word = word;
     this.enableButton = enable;
     this.pauseButton = pause;
     this.context = null;
-    this.pausedUntil = -Infinity;
+    this.pausedS = 0;
     this.nextBurst = 0;
     this.playing = null;
     enable.onclick = () => this.toggle();
@@ -31,14 +33,12 @@ export class AlarmAudio {
       this.context = null;
     }
     this.playing = null;
-    this.update([], false, performance.now());
+    this.update([], false, this.pausedS, performance.now());
   }
 
   async pause(pauseAtServer) {
-    const seconds = 120;
     try {
-      await pauseAtServer(seconds);
-      this.pausedUntil = performance.now() + seconds * 1000;
+      await pauseAtServer(this.pausedS > 0 ? 0 : PAUSE_S);
       this.problem = "";
     } catch (error) {
       this.problem = ` (pause refused: ${error.message})`;
@@ -46,21 +46,23 @@ export class AlarmAudio {
   }
 
   get state() {
+    if (this.pausedS > 0) return "AUDIO PAUSED";
     if (this.context === null) return "AUDIO OFF";
-    if (performance.now() < this.pausedUntil) return "AUDIO PAUSED";
     return this.context.state === "running" ? "AUDIO ON" : "AUDIO OFF";
   }
 
-  /** Sound for `alarms` as shown now; a `fault` of the display itself sounds as high. */
-  update(alarms, fault, nowMs) {
+  /** Sound for `alarms` as shown now; a `fault` of the display itself sounds as high, and no pause is known then. */
+  update(alarms, fault, pausedS, nowMs) {
+    this.pausedS = pausedS;
     const state = this.state;
-    const left = Math.ceil((this.pausedUntil - nowMs) / 1000);
+    const left = Math.ceil(pausedS);
     const rest = state === "AUDIO PAUSED" ? ` ${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}` : "";
     const text = state + rest + (this.problem ?? "");
     if (this.word.textContent !== text) this.word.textContent = text;
     this.word.className = `audio ${state === "AUDIO ON" ? "on" : "off"}`;
     this.enableButton.textContent = this.context === null ? "Enable sound" : "Sound off";
-    this.pauseButton.disabled = state !== "AUDIO ON";
+    this.pauseButton.textContent = pausedS > 0 ? "End pause" : "Pause 2 min";
+    this.pauseButton.disabled = state === "AUDIO OFF";
     const sounding = alarms.filter((a) => a.phase !== "acknowledged").map((a) => a.priority);
     const priority = fault ? "high" : ["high", "medium", "low"].find((p) => sounding.includes(p)) ?? null;
     if (priority !== this.playing) this.nextBurst = 0;

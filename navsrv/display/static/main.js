@@ -5,6 +5,7 @@ import { fetchCase, fetchMesh, fetchVolume } from "./api.js";
 import { AlarmAudio } from "./audio.js";
 import { AlarmBanner } from "./alarms.js";
 import { Connection } from "./connection.js";
+import { Exceptions } from "./exceptions.js";
 import { FluoroPane } from "./fluoro.js";
 import { FrozenGuard } from "./guard.js";
 import { structureColours } from "./palette.js";
@@ -24,7 +25,10 @@ class Display {
     this.link = new Connection(url, () => (this.newFrame = true));
     const command = (op, args) => this.link.command(op, args);
     this.panels = new Panels(document);
-    this.alarms = new AlarmBanner(at("alarms"), (id) => command("acknowledge_alarm", { id }));
+    this.alarms = new AlarmBanner(at("alarms"), (id, tool) => command("acknowledge_alarm", { id, tool }));
+    this.exceptions = new Exceptions({ list: at("exceptions"), parked: at("parked") }, (structure, tool) =>
+      command("except_structure", { structure, tool, reason: "ended at the display", on: false }),
+    );
     this.registration = new RegistrationView({ card: at("registration"), panel: at("proposal") }, command);
     this.audio = new AlarmAudio(
       { word: at("audio-state"), enable: at("audio-enable"), pause: at("audio-pause") },
@@ -65,7 +69,8 @@ class Display {
     }
     this.view = view;
     if (view.fault) this.showFault(view);
-    this.audio.update(this.alarms.list, view.fault && this.everCurrent, nowMs);
+    const pausedS = view.fault ? 0 : (view.frame.audio_paused_s ?? 0);
+    this.audio.update(this.alarms.list, view.fault && this.everCurrent, pausedS, nowMs);
     if (nowMs - this.stats.at >= STATS_EVERY_MS) this.showStats(nowMs);
   }
 
@@ -75,6 +80,7 @@ class Display {
     const { closest, colour, text } = this.panels.update(view, nowMs);
     const best = this.link.clock.at(nowMs);
     this.alarms.update(view, best === null ? NaN : nowMs + best.offset);
+    this.exceptions.update(view);
     this.registration.update(view);
     this.scene.update(view, closest, colour, text);
     this.slices.update(view);
@@ -150,6 +156,7 @@ class Display {
       needleVisible: this.scene.overlay.needle.visible,
       lineLabel: this.scene.label.hidden ? null : this.scene.label.textContent,
       alarms: this.alarms.list.map(({ id, priority, phase, text }) => ({ id, priority, phase, text })),
+      exceptions: this.exceptions.names,
       registration: { id: this.registration.id, state: this.registration.state, proposalShown: !this.registration.panel.hidden },
       audio: this.audio.state,
       fps: this.stats.fps,

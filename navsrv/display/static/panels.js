@@ -43,8 +43,9 @@ export class Panels {
     const colour = rowColour(closest, alarms) ?? "#ffffff";
     if (changed || nowMs - this.numbersAt >= NUMBERS_EVERY_MS) {
       this.numbersAt = nowMs;
-      this.showClosest(closest, colour);
-      this.showList(view, alarms);
+      const excepted = new Set((view.fault ? [] : (view.frame.exceptions ?? [])).map((one) => one.structure));
+      this.showClosest(closest, colour, excepted);
+      this.showList(view, alarms, excepted);
       this.showTrajectory(view);
       this.showAge(view);
     }
@@ -75,32 +76,34 @@ export class Panels {
     this.text(".state-age", `pose ${age < 950 ? `${Math.max(10, Math.round(age / 10) * 10)} ms` : formatAge(age / 1000)} old`);
   }
 
-  showClosest(row, colour) {
+  showClosest(row, colour, excepted) {
     const card = this.find("#closest");
     card.dataset.level = row?.level ?? "unknown";
     card.style.setProperty("--level", row ? colour : "");
     this.text(".closest-name", row ? row.name : "No distance");
     this.text(".closest-number .value", row ? mm(row.distance_mm) : "–");
     this.text(".closest-number .sigma", row ? `± ${mm(row.sigma_mm)}` : "");
-    this.text("#closest .level", row && row.level !== "none" ? row.level.toUpperCase() : "");
+    const level = row && row.level !== "none" ? row.level.toUpperCase() : "";
+    this.text("#closest .level", row && excepted.has(row.name) ? "NO ALARMS" : level);
     this.text(".closest-bound", row ? `from the ${PARTS[row.part] ?? row.part} · at least ${mm(row.lower_mm)} mm (95 %)` : "");
     this.shown.closest = row && { name: row.name, part: row.part, level: row.level, distance_text: mm(row.distance_mm) };
   }
 
-  showList(view, alarms) {
+  showList(view, alarms, excepted) {
     const list = this.find("#structures ol");
     const rows = view.fault ? [] : criticalRows(view.frame);
     for (const name of this.items.keys()) if (!rows.some((row) => row.name === name)) this.items.delete(name);
-    const nodes = rows.map((row) => this.listItem(row, view.geometry, rowColour(row, alarms)));
+    const nodes = rows.map((row) => this.listItem(row, view.geometry, rowColour(row, alarms), excepted.has(row.name)));
     if (nodes.length !== list.childElementCount || nodes.some((node, i) => list.children[i] !== node)) {
       list.replaceChildren(...nodes);
     }
   }
 
-  listItem(row, geometry, colour) {
+  listItem(row, geometry, colour, excepted) {
     if (!this.items.has(row.name)) this.items.set(row.name, makeItem(row.name, this.colours.get(row.name), this.limits.get(row.name)));
     const node = this.items.get(row.name);
     const known = geometry && isNumber(row.lower_mm);
+    node.classList.toggle("excepted", excepted);
     const value = node.querySelector(".value");
     const text = known ? mm(row.lower_mm) : "–";
     if (value.textContent !== text) value.textContent = text;

@@ -10,11 +10,15 @@ const VERDICTS = {
   refuse: "The check refuses this registration",
 };
 
+const CONFIRM = "A landmark was touched and fits: confirm";
+
 export class RegistrationView {
   /** `command(op, args)` returns a promise that rejects with the server's words. */
   constructor({ card, panel }, command) {
     this.line = card.querySelector(".registration-line");
     this.detail = card.querySelector(".registration-detail");
+    this.confirm = card.querySelector(".registration-confirm");
+    this.confirm.onclick = () => this.trust();
     this.card = card;
     this.panel = panel;
     this.command = command;
@@ -30,9 +34,24 @@ export class RegistrationView {
     this.card.dataset.state = registration?.state ?? "unknown";
     setText(this.line, registration ? headline(registration) : "–");
     setText(this.detail, registration ? details(registration) : "");
-    const proposed = registration?.state === "proposed" ? registration.id : null;
-    if (proposed !== this.proposed) this.showProposal(proposed, registration);
-    if (proposed !== null) setText(this.panel.querySelector(".proposal-detail"), details(registration));
+    this.confirm.hidden = !["unverified", "expired"].includes(this.state);
+    if (this.confirm.hidden) setText(this.confirm, CONFIRM);
+    const asked = registration?.state === "proposed" ? registration : null;
+    const proposal = view.fault ? null : (view.frame.proposal ?? asked);
+    const proposed = proposal?.id ?? null;
+    if (proposed !== this.proposed) this.showProposal(proposed, proposal);
+    if (proposed !== null) setText(this.panel.querySelector(".proposal-detail"), details(proposal));
+  }
+
+  /** Ask the server to trust a registration in doubt again; the button goes when a frame says so. */
+  async trust() {
+    this.confirm.disabled = true;
+    try {
+      await this.command("confirm_registration", { id: this.id });
+    } catch (problem) {
+      setText(this.confirm, `Not confirmed: ${problem.message}`);
+    }
+    this.confirm.disabled = false;
   }
 
   showProposal(id, registration) {
