@@ -26,9 +26,11 @@ START_NS: Final = 100_000_000
 """The first exposure; before it the link comes up and the registration is accepted."""
 EPOCH_NS: Final = 1_700_000_000_000_000_000
 """Wall time at monotonic 0."""
-HOVER_MM: Final = 15.0
+HOVER_MM: Final = 5.0
 FARTHEST_DRIFT_MM: Final = 40.0
-FIRST_S: Final = 0.5
+FIRST_S: Final = 0.3
+NOTICED_S: Final = 0.7
+"""From a loss of sight, which the display shows at once, to a hand that rests."""
 SOURCE: Final = "main"
 
 Times = NDArray[np.int64]
@@ -113,10 +115,11 @@ def make_insertion(spec: Spec, room: Room, seed: int) -> Insertion:
     rng = np.random.default_rng([seed, 0xCA])
     drawn, way = _draw(spec, room, rng, seed)
     period_ns = round(1e9 / spec.rate_hz)
-    count = int(way.duration_s * spec.rate_hz)
+    needle_seen, reference_seen, way_s = _pace(rng, spec, way.duration_s, period_ns / 1e9)
+    count = len(way_s)
     t_s = np.arange(count, dtype=np.float64) * (period_ns / 1e9)
     exposed_ns = START_NS + np.arange(count, dtype=np.int64) * period_ns
-    rigid_tips: Array = way.tips(t_s) + _tremor(rng, t_s, drawn.tremor_mm)
+    rigid_tips: Array = way.tips(way_s) + _tremor(rng, t_s, drawn.tremor_mm)
     axes = room.plan.axis_at(rigid_tips)
     tips = rigid_tips + _bend(rng, room.plan, rigid_tips, axes, drawn.bend_mm)
     hubs = rigid_tips - room.tool.length_mm * axes
@@ -124,7 +127,6 @@ def make_insertion(spec: Spec, room: Room, seed: int) -> Insertion:
     scene = Scene.from_seed(seed, room.plan.target_ct_mm, Breathing(drawn.breathing_mm))
     patient = _patient(scene, t_s)
     T_ct_from_ref = scene.T_ct_from_ref.matrix
-    needle_seen, reference_seen = _seen(rng, spec, t_s), _seen(rng, spec, t_s)
     sent = rng.random(count) >= spec.sight.missing_share
     noisy = [_measured(rng, spec, drawn, poses) for poses in (patient @ bodies, patient @ T_ct_from_ref)]
     latency_ns = drawn.latency_ms * 1e6 + rng.exponential(max(spec.errors.jitter_ms, 1e-6) * 1e6, count)
@@ -282,6 +284,24 @@ def _measured(rng: np.random.Generator, spec: Spec, drawn: Drawn, poses: Array) 
     turns = rng.standard_t(dof, (len(poses), 3)) * np.radians(drawn.noise_deg)
     moves = rng.standard_t(dof, (len(poses), 3)) * drawn.noise_mm + drawn.tool_bias_mm * _direction(rng)
     return rigid(poses[:, :3, :3] @ rotations(turns), poses[:, :3, 3] + moves)
+
+
+def _pace(rng: np.random.Generator, spec: Spec, duration_s: float, period_s: float) -> tuple[Flags, Flags, Array]:
+    """Return when needle and reference are seen, and how far along its way (s) the needle is, exposure by exposure.
+
+    An operator who heeds the display stops ``NOTICED_S`` after something was lost, until it is seen again.
+    """
+    t_s = np.arange(0.0, 1.5 * duration_s + 10.0, period_s)
+    needle, reference = _seen(rng, spec, t_s), _seen(rng, spec, t_s)
+    going = np.ones(len(t_s), dtype=np.bool_)
+    if rng.random() < spec.motion.heeds_share:
+        lost = ~(needle & reference)
+        noticed = round(NOTICED_S / period_s)
+        since_seen = np.arange(len(t_s)) - np.maximum.accumulate(np.where(lost, -1, np.arange(len(t_s))))
+        going = since_seen <= noticed
+    way_s: Array = np.cumsum(going).astype(np.float64) * period_s
+    count = int(np.searchsorted(way_s, duration_s))
+    return needle[:count], reference[:count], way_s[:count]
 
 
 def _seen(rng: np.random.Generator, spec: Spec, t_s: Array) -> Flags:

@@ -31,6 +31,7 @@ def figures_of(lines: Sequence[Line]) -> dict[str, Any]:
         for line, c in contacts
         if "cause" in c
     ]
+    blind = sum(miss["cause"].startswith("no geometry") for miss in missed)
     warned = np.array([c["warned_s"] for _, c in contacts if "warned_s" in c])
     late = [{"seed": line["seed"], **entry} for line in lines for entry in line["late"]]
     approaches = sum(line["approaches"] for line in lines)
@@ -46,6 +47,9 @@ def figures_of(lines: Sequence[Line]) -> dict[str, Any]:
             "count": len(contacts),
             "insertions_with": sum(bool(line["contacts"]) for line in lines),
             "missed_share": share(len(missed), len(contacts)).told(),
+            "blind": sum("blind_s" in c for _, c in contacts),
+            "missed_blind": blind,
+            "missed_seeing_share": share(len(missed) - blind, len(contacts)).told(),
             "warned_s_quantiles": _quantiles(warned),
             "missed": missed,
         },
@@ -208,6 +212,9 @@ def markdown(spec: Spec, figures: dict[str, Any]) -> str:
         "|---|---|",
         f"| true contacts without a warning before | {len(contacts['missed'])} of {contacts['count']:,}:"
         f" {_percent(contacts['missed_share'])} |",
+        f"| contacts whose warning stood until geometry was lost, and which came blindly | {contacts['blind']} |",
+        f"| of the misses, with geometry shown until then | {len(contacts['missed']) - contacts['missed_blind']} of"
+        f" {contacts['count']:,}: {_percent(contacts['missed_seeing_share'])} |",
         f"| warning before contact, seconds: least, 1st percentile, median | {_pick(contacts['warned_s_quantiles'])} |",
         *[
             f"| bound below the {level} limit to signal | {_frames(row['after_frames'])};"

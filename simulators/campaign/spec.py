@@ -48,8 +48,12 @@ def _constant(value: float) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """How the hand moves.  Shares are between 0 and 1; a drift goes off the plan towards a critical structure."""
+    """How the hand moves.  Shares are between 0 and 1; a drift goes off the plan towards a critical structure.
 
+    ``heeds_share``: how many operators stop while nothing is shown, once it has lasted; the others go on blindly.
+    """
+
+    heeds_share: float = rule(1.0, low=0.0, high=1.0)
     drift_share: float = rule(0.6, low=0.0, high=1.0)
     closest_mm: Distribution = _constant(3.0)
     """True clearance that a drift is led to, without tremor; below 0 it touches."""

@@ -3,8 +3,9 @@
 Definitions, the same everywhere.  The *bound* of a structure is the least ``lower_mm`` of its rows in a frame; it
 *crosses* a limit in the first frame that has it below (at breach: not above).  A *signal* is an alarm of that level or
 a higher one for that structure in a frame's alarms.  *Contact* is the true clearance at or below zero at an exposure;
-it was *preceded by a warning* when a frame that left before that exposure signalled at least a warning that stood until
-then.  A *nuisance* alarm appears while the true clearance is above its limit by more than two of the row's sigmas.
+it was *preceded by a warning* when the last frame with geometry that left before that exposure signalled one, or a
+breach; ``blind_s`` is how long before the contact that was, where geometry had been lost meanwhile.  A *nuisance* alarm
+appears while the true clearance is above its limit by more than two of the row's sigmas.
 """
 
 from __future__ import annotations
@@ -163,13 +164,15 @@ def _contacts(seen: _Seen, insertion: Insertion, log: FrameLog) -> list[dict[str
         first = int(np.flatnonzero(insertion.clearance_mm[:, s] <= 0.0)[0])
         at_ns = int(insertion.exposed_ns[first])
         before = np.flatnonzero(seen.times_ns < at_ns)
+        shown = before[seen.valid[before]]
         at_s = (at_ns - int(insertion.exposed_ns[0])) / 1e9
         entry: dict[str, Any] = {"structure": log.structures[s], "at_s": round(at_s, 3)}
-        warned = len(before) > 0 and seen.rank[before[-1], s] >= WARNING
-        if warned:
-            quiet = before[seen.rank[before, s] < WARNING]
-            since = before[0] if not len(quiet) else quiet[-1] + 1
+        if len(shown) and seen.rank[shown[-1], s] >= WARNING:
+            quiet = np.flatnonzero(seen.rank[shown, s] < WARNING)
+            since = shown[0] if not len(quiet) else shown[quiet[-1] + 1]
             entry["warned_s"] = round((at_ns - int(seen.times_ns[since])) / 1e9, 4)
+            if shown[-1] != before[-1]:
+                entry["blind_s"] = round((at_ns - int(seen.times_ns[shown[-1]])) / 1e9, 3)
         else:
             entry["cause"] = _cause(seen, log, before, s, at_ns)
         found.append(entry)
@@ -181,12 +184,10 @@ def _cause(seen: _Seen, log: FrameLog, before: Ints, s: int, at_ns: int) -> str:
     if not len(before):
         return "contact before the first frame"
     last = int(before[-1])
-    ever = np.flatnonzero(seen.rank[before, s] >= WARNING)
     if not seen.valid[last]:
         gone = before[seen.valid[before]]
         since_s = (at_ns - int(seen.times_ns[gone[-1]])) / 1e9 if len(gone) else float("inf")
-        stood = "; a warning had stood before" if len(ever) else ""
-        return f"no geometry: {log.states[last]} for {since_s:.2f} s, shown as such{stood}"
+        return f"no geometry: {log.states[last]} for {since_s:.2f} s, shown as such"
     error = seen.distance[last, s] - seen.true[last, s]
     bound, sigma = seen.lower[last, s], seen.sigma[last, s]
     true = seen.true[last, s]
