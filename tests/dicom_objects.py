@@ -1,6 +1,6 @@
 """DICOM objects for tests, written with pydicom from arrays and matrices: the truth that the tested code must find.
 
-Places are computed pixel by pixel from the definition of PS3.3 C.7.6.2.1.1, not by the code under test.
+Places are computed from the definition of PS3.3 C.7.6.2.1.1, not by the code under test.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,10 +45,8 @@ def slice_points(
 ) -> Array:
     """Return (rows, columns, 3): the centre of each pixel; ``spacing`` is as PixelSpacing, rows' step first."""
     x, y = np.array(cosines[:3], dtype=float), np.array(cosines[3:], dtype=float)
-    points = np.empty((rows, columns, 3))
-    for r in range(rows):
-        for c in range(columns):
-            points[r, c] = position + x * spacing[1] * c + y * spacing[0] * r
+    r, c = np.arange(rows)[:, None, None], np.arange(columns)[None, :, None]
+    points: Array = position + x * spacing[1] * c + y * spacing[0] * r
     return points
 
 

@@ -5,6 +5,8 @@ pynetdicom reads as many bytes as a unit claims; here the claim is judged before
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,6 +20,9 @@ MOST_PDU_BYTES: Final = 1 << 20
 """What we read: senders that do not keep to what was announced are common, those that claim gigabytes are none."""
 MOST_WAITING: Final = 16
 """Messages that a peer may have sent ahead of our answers."""
+
+MOST_KEPT: Final = 64
+"""Connections, ended ones included, that may have threads at a time."""
 
 Note = Callable[[str, str], None]
 
@@ -35,9 +40,13 @@ class GuardedServer(ThreadedAssociationServer):
     limits: ConnectionLimits
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Return whether one more connection is taken; those that never associate count too."""
-        connected = len(self.active_associations)
-        if connected < self.limits.connections:
+        """Return whether one more connection is taken.
+
+        What counts is open sockets: pynetdicom keeps a connection that ended without associating until it times out.
+        """
+        kept = self.active_associations
+        connected = sum(one.dul.socket is not None and one.dul.socket.socket is not None for one in kept)
+        if connected < self.limits.connections and len(kept) < MOST_KEPT:
             return True
         self.limits.note("dicom_refused", f"{client_address[0]}:{client_address[1]}: {connected} connections already")
         return False
@@ -91,6 +100,13 @@ class GuardedSocket(AssociationSocket):
                 return data[:got]
             got += count
         return data
+
+    def _shutdown_socket(self) -> None:
+        """Close the socket whether or not the peer is still there; the base leaves it open where it is gone."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
 
     def _fault(self, reason: str) -> OSError:
         said = f"{caller_of(self.assoc)}: {reason}; its connection was ended"

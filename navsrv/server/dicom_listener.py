@@ -35,7 +35,14 @@ from devices.dicom_xray import read_projection
 from navsrv.server.boots import DicomBoot
 from navsrv.server.channel import Channel, ChannelClosed
 from navsrv.server.config import ImagingConfig
-from navsrv.server.dicom_guard import MAX_PDU_BYTES, ConnectionLimits, GuardedHandler, GuardedServer, caller_of
+from navsrv.server.dicom_guard import (
+    MAX_PDU_BYTES,
+    MOST_KEPT,
+    ConnectionLimits,
+    GuardedHandler,
+    GuardedServer,
+    caller_of,
+)
 from navsrv.wire.dicom import DicomFault
 from navsrv.wire.dicom.attributes import text
 from navsrv.wire.dicom.pixels import DECODERS
@@ -88,7 +95,7 @@ class DicomServer:
         entity = AE(config.ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = self._allowed
-        entity.maximum_associations = config.max_associations
+        entity.maximum_associations = 2 * MOST_KEPT  # pynetdicom would count dead connections too: see _requested
         entity.maximum_pdu_size = MAX_PDU_BYTES
         entity.acse_timeout = min(10.0, config.silent_s)
         entity.dimse_timeout = entity.network_timeout = config.silent_s
@@ -98,6 +105,7 @@ class DicomServer:
         handlers: list[Any] = [
             (evt.EVT_C_ECHO, self._echo),
             (evt.EVT_C_STORE, self._store),
+            (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_ACCEPTED, self._accepted),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ABORTED, self._aborted),
@@ -148,6 +156,15 @@ class DicomServer:
 
     # -- associations ------------------------------------------------------------------------------------------
 
+    def _requested(self, event: Event) -> None:
+        """Reject an association that would be one too many (PS3.8 9.3.4: transient, local limit exceeded)."""
+        most = self._boot.config.max_associations
+        if sum(one.is_established for one in self._server.active_associations) >= most:
+            event.assoc.acse.send_reject(0x02, 0x03, 0x02)
+            event.assoc.kill()
+            self._count("associations_rejected")
+            self.note("dicom_refused", f"{caller_of(event.assoc)}: association rejected: {most} are open already")
+
     def _accepted(self, event: Event) -> None:
         self._count("associations")
         taken = {context.abstract_syntax for context in event.assoc.accepted_contexts}
@@ -166,7 +183,7 @@ class DicomServer:
         elif calling not in self._allowed:
             why = f"it is none of {', '.join(self._allowed)}"
         else:
-            why = "too many associations"
+            why = "none of its classes is taken"
         self.note("dicom_refused", f"{_caller(event)}: association rejected: {why}")
 
     def _aborted(self, event: Event) -> None:
