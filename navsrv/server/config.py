@@ -22,6 +22,7 @@ from navsrv.pipeline.setup import GAUGE_MM
 from navsrv.server.config_dicom import PORT as DICOM_PORT
 from navsrv.server.config_dicom import DicomConfig, DicomSourceConfig, check_dicom
 from navsrv.server.config_doubt import TissueConfig, check_inflation
+from navsrv.server.config_ndi import NdiConfig, check_ndi, inlined, poses_of
 
 T = TypeVar("T")
 
@@ -68,6 +69,8 @@ class TrackerConfig:
     """What to ask for with STT_ at the declared rate, of a source that sends nothing unasked."""
     header: Literal[1, 2] = 2
     """The header version to speak to it: 1 for a source that loses its place at a version that it does not know."""
+    ndi: NdiConfig | None = None
+    """Set for a tracker that speaks NDI's Combined API in place of OpenIGTLink."""
     noise_mm: float = rule(0.25, low=0.0, high=20.0)
     noise_deg: float = rule(0.05, low=0.0, high=20.0)
     latency_ms: float | None = rule(None, low=0.0, high=2000.0)
@@ -233,10 +236,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(checker, data, override)
     config = checker.table(Config, data, "")
-    _cross_check(checker, data)
+    _cross_check(checker, data, path.parent)
     if checker.faults or config is None:
         raise ConfigError(checker.faults)
-    return config
+    trackers = {
+        name: tracker if tracker.ndi is None else replace(tracker, ndi=inlined(tracker.ndi, path.parent))
+        for name, tracker in config.trackers.items()
+    }
+    return replace(config, trackers=trackers)
 
 
 def resolved(config: Config) -> Config:
@@ -291,7 +298,7 @@ def _sound(cls: type[T], table: Any) -> dict[str, T]:
     return {name: entry for name, entry in made.items() if entry is not None}
 
 
-def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
+def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
     """Note what only shows when parts are held together, for all parts that are right by themselves."""
     trackers, tools = _sound(TrackerConfig, data.get("trackers")), _sound(ToolConfig, data.get("tools"))
     if data.get("trackers") == {}:
@@ -311,6 +318,9 @@ def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
     for name, tracker in trackers.items():
         if tracker.connect == "client" and not tracker.host.strip():
             checker.fault(f"trackers.{name}.host", "empty", "a host's name or address")
+        if tracker.ndi is not None:
+            check_ndi(checker, f"trackers.{name}.ndi", tracker.ndi, folder)
+            _check_ndi_use(checker, name, tracker, tools)
     _check_alarms(checker, data.get("alarms"))
     check_inflation(checker, (data.get("registration") or {}).get("inflation"))
     server = Checker("").table(ServerConfig, data.get("server", {}), "")
@@ -327,6 +337,19 @@ def _cross_check(checker: Checker, data: dict[str, Any]) -> None:
     check_dicom(checker, data)
     if ports is not None:
         _check_ports(checker, ports, data.get("dicom"))
+
+
+def _check_ndi_use(checker: Checker, name: str, tracker: TrackerConfig, tools: Mapping[str, ToolConfig]) -> None:
+    assert tracker.ndi is not None
+    if tracker.connect != "client":
+        checker.fault(f"trackers.{name}.connect", f"{tracker.connect!r} for an NDI tracker", "'client'")
+    poses = poses_of(tracker.ndi)
+    for tool_name, tool in tools.items():
+        if tool.tracker == name and tool.transform not in poses:
+            found = ", ".join(poses) or "none"
+            checker.fault(
+                f"tools.{tool_name}.transform", f"{tool.transform!r} is no tool of trackers.{name}.ndi", found
+            )
 
 
 def _check_streams(checker: Checker, tools: Mapping[str, ToolConfig]) -> None:

@@ -26,7 +26,7 @@ import zmq
 from numba.core.event import install_recorder
 
 from navsrv.anatomy.case import Case
-from navsrv.kernel.errors import InputError
+from navsrv.kernel.errors import DeviceError, InputError
 from navsrv.pipeline.inputs import (
     BytesIn,
     CommandIn,
@@ -39,6 +39,7 @@ from navsrv.pipeline.inputs import (
     Reply,
     ShellReport,
     Tick,
+    ToDevice,
     encode_input,
 )
 from navsrv.pipeline.pipeline import Output, Pipeline
@@ -46,9 +47,9 @@ from navsrv.pipeline.setup import Setup
 from navsrv.server.boots import LoopBoot
 from navsrv.server.channel import Channel, ChannelClosed
 from navsrv.server.config import Config
+from navsrv.server.ndi_lines import Line, open_line
 from navsrv.server.records import FRAME, INPUT, NOTE, RecordSink
 from navsrv.server.setup import build_setup
-from navsrv.server.tracker_client import TrackerClient
 from navsrv.server.warmth import Rehearsal
 from navsrv.wire.guidance import GuidanceFrame, encode_frame
 from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
@@ -84,7 +85,7 @@ class Loop:
         # Of few sockets, and it waits to the microsecond, where epoll rounds up to milliseconds.
         self.selector = selectors.SelectSelector()
         self.selector.register(channel, selectors.EVENT_READ, None)
-        self.clients = [TrackerClient(n, t) for n, t in config.trackers.items() if t.connect == "client"]
+        self.clients = [open_line(n, t) for n, t in config.trackers.items() if t.connect == "client"]
         self.running = True
 
     def _bind(self, host: str, port: int) -> int:
@@ -128,10 +129,15 @@ class Loop:
 
     # -- trackers ----------------------------------------------------------------------------------------------
 
-    def _begin(self, client: TrackerClient) -> None:
-        self.selector.register(client.begin(), selectors.EVENT_WRITE, client)
+    def _begin(self, client: Line) -> None:
+        try:
+            self.selector.register(client.begin(), selectors.EVENT_WRITE, client)
+        except DeviceError as fault:
+            now_ns = time.monotonic_ns()
+            client.drop(now_ns)
+            self._handle(LinkDown(now_ns, client.name, str(fault)))
 
-    def _from_tracker(self, client: TrackerClient, mask: int) -> None:
+    def _from_tracker(self, client: Line, mask: int) -> None:
         sock = client.socket
         if sock is None:
             return
@@ -144,7 +150,7 @@ class Loop:
             self._handle(LinkUp(time.monotonic_ns(), client.name))
             return
         try:
-            data = sock.recv(READ_BYTES)
+            data = client.read(READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -157,7 +163,7 @@ class Loop:
         client.heard_ns = received_ns
         self._handle(BytesIn(client.name, received_ns, wall_ns, data))
 
-    def _lose(self, client: TrackerClient, reason: str) -> None:
+    def _lose(self, client: Line, reason: str) -> None:
         if client.socket is not None:
             self.selector.unregister(client.socket)
         now_ns = time.monotonic_ns()
@@ -239,6 +245,10 @@ class Loop:
                 self.channel.send({"kind": "note", "value": msgspec.to_builtins(output)})
             case EndLink():
                 self._end_link(output)
+            case ToDevice():
+                for client in self.clients:
+                    if client.name == output.source:
+                        client.obey(output.effect)
 
     def _tell_of_sources(self, now_ns: int) -> None:
         """Tell the session how the sources stand, for metrics; frames never wait for it, for it follows them."""

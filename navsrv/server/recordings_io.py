@@ -16,13 +16,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from devices.openigtlink import OpenIgtLinkSource, SourceCounts, SourceSpec, Stamps
-from navsrv.kernel.errors import InputError, RemoteProtocolError
+from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Array
-from navsrv.kernel.samples import PoseSample, Tracking
-from navsrv.pipeline.inputs import BytesIn, LinkDown, LinkUp, decode_input
+from navsrv.kernel.samples import Tracking
+from navsrv.pipeline.inputs import BytesIn, LinkDown, LinkUp, Tick, decode_input
+from navsrv.pipeline.sources import Driver
 from navsrv.server.config import Config
 from navsrv.server.replaying import RecordingFile
+from navsrv.server.setup import source_spec
 
 CSV_COLUMNS: Final = ("timestamp_ns", *(f"m{row}{column}" for row in range(4) for column in range(4)))
 MAX_BYTES: Final = 1 << 30
@@ -215,7 +216,7 @@ def _read_mcap(path: Path) -> list[PoseTrack]:
         config = msgspec.json.decode(recording.metadata.get("config", ""), type=Config)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise InputError(f"{path}: its configuration cannot be read ({error}); a recording of navsrv needed") from None
-    drivers: dict[str, OpenIgtLinkSource] = {}
+    drivers: dict[str, Driver] = {}
     found: dict[str, tuple[list[int], list[list[float]]]] = {}
     invalid: dict[str, int] = {}
     for message in recording.messages():
@@ -223,13 +224,15 @@ def _read_mcap(path: Path) -> list[PoseTrack]:
             continue
         item = decode_input(message.content)
         if isinstance(item, LinkUp) and item.source in config.trackers:
-            tracker = config.trackers[item.source]
-            spec = SourceSpec(item.source, tracker.rate_hz, tracker.trusted, Stamps(tracker.stamps), tracker.names)
-            drivers[item.source] = OpenIgtLinkSource(spec, SourceCounts())
+            drivers[item.source] = Driver(source_spec(item.source, config.trackers[item.source]))
+            drivers[item.source].connect(item.now_ns)
         elif isinstance(item, LinkDown):
             drivers.pop(item.source, None)
-        elif isinstance(item, BytesIn) and item.source in drivers:
-            for sample in _samples(drivers, item):
+        elif isinstance(item, Tick):
+            for driver in drivers.values():
+                driver.tick(item.now_ns)
+        elif isinstance(item, BytesIn) and item.source in drivers and drivers[item.source].source is not None:
+            for sample in drivers[item.source].feed(item.data, item.received_ns, item.wall_ns)[0]:
                 times, poses = found.setdefault(sample.name, ([], []))
                 if sample.pose is not None and sample.tracking is Tracking.OK:
                     times.append(sample.pose_time_ns)
@@ -237,15 +240,6 @@ def _read_mcap(path: Path) -> list[PoseTrack]:
                 else:
                     invalid[sample.name] = invalid.get(sample.name, 0) + 1
     return [_track(path, name, times, poses, invalid.get(name, 0)) for name, (times, poses) in found.items()]
-
-
-def _samples(drivers: dict[str, OpenIgtLinkSource], item: BytesIn) -> list[PoseSample]:
-    """Return the samples of one read; a fault ends the link, as it did live."""
-    try:
-        return drivers[item.source].feed(item.data, item.received_ns, item.wall_ns)
-    except RemoteProtocolError as fault:
-        del drivers[item.source]
-        return [sample for sample in fault.messages if isinstance(sample, PoseSample)]
 
 
 def _stamp(word: str) -> int:

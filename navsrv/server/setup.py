@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from devices.health import FreshnessRule
+from devices.ndi_readings import NdiSpec
 from devices.openigtlink import SourceSpec, Stamps
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.anatomy.case import Case, Structure
@@ -20,6 +21,7 @@ from navsrv.kernel.frames import CT, REFERENCE, Rigid
 from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup
 from navsrv.server.config import Config, SiteConfig, ToolConfig, TrackerConfig
 from navsrv.server.config_doubt import REGISTRATION_INFLATION, structure_faults
+from navsrv.server.config_ndi import ndi_spec
 
 
 def build_setup(config: Config, case: Case, session: str) -> Setup:
@@ -74,20 +76,28 @@ def check_structures(config: Config, case: Case) -> None:
 
 
 def _source(name: str, tracker: TrackerConfig) -> SourceSetup:
-    unknown_ms = tracker.unknown_latency_ms if tracker.latency_ms is None else tracker.latency_sigma_ms
     return SourceSetup(
-        spec=SourceSpec(
-            name,
-            tracker.rate_hz,
-            tracker.trusted,
-            Stamps(tracker.stamps),
-            tracker.names,
-            latency_ns=int(1e6 * (tracker.latency_ms or 0.0)),
-            unknown_latency_ns=int(1e6 * unknown_ms),
-        ),
+        spec=source_spec(name, tracker),
         rule=FreshnessRule.for_rate(tracker.rate_hz),
         noise_mm=tracker.noise_mm,
         noise_rad=math.radians(tracker.noise_deg),
+    )
+
+
+def source_spec(name: str, tracker: TrackerConfig) -> SourceSpec | NdiSpec:
+    """Return what the driver of a tracker needs to know."""
+    unknown_ms = tracker.unknown_latency_ms if tracker.latency_ms is None else tracker.latency_sigma_ms
+    latency_ns, unknown_ns = int(1e6 * (tracker.latency_ms or 0.0)), int(1e6 * unknown_ms)
+    if tracker.ndi is not None:
+        return ndi_spec(name, tracker.ndi, tracker.rate_hz, latency_ns, unknown_ns)
+    return SourceSpec(
+        name,
+        tracker.rate_hz,
+        tracker.trusted,
+        Stamps(tracker.stamps),
+        tracker.names,
+        latency_ns=latency_ns,
+        unknown_latency_ns=unknown_ns,
     )
 
 

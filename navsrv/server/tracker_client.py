@@ -13,6 +13,7 @@ import socket
 from typing import Final
 
 from devices.openigtlink import encode_hello, encode_start, encode_stop
+from devices.source import Effect, Send
 from navsrv.server.config import TrackerConfig
 from navsrv.server.half_open import CONNECT_MS, NOTICE_MS, notice_half_open
 
@@ -68,6 +69,16 @@ class TrackerClient:
         if self._stream is not None:
             self._send(encode_start(self._stream, self._period_ns, self._header))
         return None
+
+    def read(self, size: int) -> bytes:
+        """Return what came, nothing at the end; BlockingIOError when nothing did, OSError when the peer is gone."""
+        assert self.socket is not None
+        return self.socket.recv(size)
+
+    def obey(self, effect: Effect) -> None:
+        """Write what a driver asks for."""
+        if isinstance(effect, Send):
+            self._send(effect.data)
 
     def ask(self, now_ns: int) -> None:
         """Say something to a source that has been silent for too long; once for each silence.
