@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "simulate": "stand-alone simulators for any client",
     "campaign": "thousands of simulated insertions, judged against the truth",
     "bench": "what the server costs, with a peer and a floor beside it",
+    "alarms": "the alarm table that this version runs",
     "doctor": "what this machine can do",
 }
 """Each lives in ``navsrv.server.commands.<name>`` with ``add_parser(subparsers)`` (but for those passed on) and

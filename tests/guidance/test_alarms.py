@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from navsrv.guidance.alarm_life import (
     step_alarms,
     step_audio,
 )
+from navsrv.guidance.alarm_page import MADE_BY, alarm_cells, alarm_page
 from navsrv.guidance.alarms import (
     AUDIO,
     AUDIO_PAUSE_MAX_S,
@@ -33,6 +35,7 @@ from navsrv.guidance.alarms import (
     Phase,
     Priority,
 )
+from navsrv.guidance.conditions import LIMIT_SOURCES
 
 S = 1_000_000_000
 CELLS = list(itertools.product(Condition, Phase, Event))
@@ -155,6 +158,15 @@ def test_the_tables_have_every_cell() -> None:
     assert set(TRANSITIONS) == set(itertools.product(Phase, Event))
     assert {(p.value, f.value) for p, f in SIGNALS} == set(SIGNALS_BY_HAND)
     assert {(a.value, e.value) for a, e in AUDIO} == set(AUDIO_BY_HAND)
+
+
+def test_the_printed_page_is_that_of_the_tables() -> None:
+    page = Path(__file__).parents[2] / "docs" / "alarms.md"
+    assert page.read_text("utf-8") == alarm_page(), f"out of date: {MADE_BY}"
+    for rule in RULES.values():
+        assert rule.action in alarm_page()
+    assert len(alarm_cells()["cells"]) == len(CELLS)
+    assert set(LIMIT_SOURCES) == set(alarm_cells()["limits"])
 
 
 def test_signals_stay_within_what_the_standard_is_quoted_for() -> None:
