@@ -258,10 +258,11 @@ def serve(tracker: Tracker, args: argparse.Namespace, log: Callable[[dict[str, A
             emit({"event": "phase", "phase": phase, "pose_time_ns": pose_time_ns})
         tracker.prepare(frame + 1)
 
-    def order(order: dict[str, Any]) -> None:
+    def obey(order: dict[str, Any]) -> None:
         tracker.command(order, newest + 1)
+        emit({"event": "done", "do": order["do"], "frame": newest + 1})
 
-    loop = Loop("tracker", args.rate_hz, tick, order, delays(args.seed, args.jitter_ms, args.rate_hz))
+    loop = Loop("tracker", args.rate_hz, tick, obey, delays(args.seed, args.jitter_ms, args.rate_hz))
     try:
         server = Server(loop, args.host, args.port, service.hear)
     except Exception:
