@@ -4,11 +4,13 @@ The frames are read with plain msgpack, not with the server's types.
 """
 
 import json
+import re
 import select
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -165,3 +167,11 @@ class LiveServer:
         assert self.commander.poll(int(1000 * PATIENCE_S)), f"no answer to {request}"
         answer: dict[str, Any] = msgspec.msgpack.decode(self.commander.recv())
         return answer
+
+
+def metric(server: LiveServer, name: str, labels: str = 'source="main"') -> float:
+    """Return a figure of the metrics page."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports['http']}/metrics", timeout=10.0) as page:
+        found = re.search(rf"^{name}{{{labels}}} (\S+)$", page.read().decode(), re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])

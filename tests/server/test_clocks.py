@@ -1,24 +1,15 @@
 """A source whose clock is off, and steps, as an outsider sees it: frames, and the metrics page."""
 
-import re
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.server.live import LiveServer, Tracker
+from tests.server.live import LiveServer, Tracker, metric
 
 OFF_S = 7200.0
 """The tracker's computer is two hours wrong."""
-
-
-def metric(server: LiveServer, name: str, labels: str = 'source="main"') -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports['http']}/metrics", timeout=10.0) as page:
-        found = re.search(rf"^{name}{{{labels}}} (\S+)$", page.read().decode(), re.MULTILINE)
-    assert found is not None, name
-    return float(found[1])
 
 
 @pytest.mark.realtime

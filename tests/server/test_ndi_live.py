@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from navsrv.server.cli import main
-from tests.server.live import LiveServer
+from tests.server.live import LiveServer, metric
 from tests.server.peers import T_CT_FROM_REF
 from tests.simulators.processes import Simulator, running
 from tests.simulators.test_ndi import truth_log
@@ -65,7 +65,9 @@ def blocked(server: LiveServer, simulator: Simulator) -> None:
     assert lost["tip_ct_mm"] is None
     seen(server)
     simulator.tell(do="reset")
-    server.frame(lambda f: f["state"] in ("STALE", "LOST"))
+    restarts = 'source="main",what="restarts"'
+    while metric(server, "navsrv_source_samples", restarts) < 1.0:
+        seen(server)
     seen(server)
 
 
