@@ -6,14 +6,17 @@ no claim of compliance with the standard, whose block, sites and counts are the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
+from calibration.dwells import find_dwells, places_of
+from calibration.matching import match_landmarks
 from calibration.poses import Findings, checked_poses, fresh_rows, least_spread_deg
 from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import Array
@@ -174,8 +177,80 @@ def judge_distances(
     )
 
 
-def report(results: list[AcceptanceResult]) -> str:
-    """Return the figures as a table for a person, which says what they are not."""
+def judge_recording(
+    times_ns: NDArray[np.int64],
+    poses: ArrayLike,
+    tip_tool_mm: ArrayLike,
+    holes_mm: ArrayLike | None = None,
+    *,
+    limits: AcceptanceLimits | None = None,
+) -> tuple[list[AcceptanceResult], list[str]]:
+    """Return the tests that a recording of touched holes allows, and a line for each that it does not.
+
+    Single point: the hole that was touched most often, each touch its mean.  Rotation: each hole in which the pointer
+    turned.  Distance: the block's holes, which may be touched in any order (``calibration.matching``), up to ten.
+
+    Parameters
+    ----------
+    times_ns : (N,)
+    poses : (N, 4, 4)
+        ``T_reference_from_tool``: against a reference on the block, or the tracker if the block stood still.
+    tip_tool_mm : (3,)
+        Of another recording.
+    holes_mm : (M, 3) or None
+        The block as it was made.
+
+    Raises
+    ------
+    CalibrationError
+        Bad poses, or a tip that rests nowhere.
+    """
+    given = checked_poses(poses, "recording", MIN_READINGS)
+    tip = _checked_points(np.atleast_2d(np.asarray(tip_tool_mm, dtype=np.float64)), "tip", 1)[0]
+    tips = given[:, :3, :3] @ tip + given[:, :3, 3]
+    dwells = find_dwells(times_ns, tips)
+    places = places_of(dwells)
+    results, missing = [], []
+    most = max(places, key=len)
+    if len(most) >= MIN_READINGS:
+        results.append(judge_single_point([dwells[i].place_mm for i in most], limits=limits))
+    else:
+        missing.append(
+            f"single point: no hole was touched {MIN_READINGS} times, the most is {len(most)} of {len(places)} holes"
+        )
+    turned = set()
+    for i, dwell in enumerate(dwells):
+        part = given[dwell.start : dwell.stop]
+        if len(part) >= MIN_READINGS and least_spread_deg(part[:, :3, :3]) >= MIN_TURN_DEG:
+            turned.add(i)
+            results.append(replace(judge_rotation(part, tip, limits=limits), test=f"rotation {i + 1}"))
+    if not turned:
+        missing.append(f"rotation: in none of {len(dwells)} touches did the pointer turn by {MIN_TURN_DEG:g} deg (rms)")
+    try:
+        # Where the pointer lay unturned among holes in which it turned, it rested on the table.
+        holes = [place for place in places if turned & set(place)] or places
+        results.append(_distances_of([dwells[place[0]].place_mm for place in holes], holes_mm, limits))
+    except CalibrationError as reason:
+        missing.append(f"distance: {reason}")
+    return results, missing
+
+
+def _distances_of(
+    places_mm: list[Array], holes_mm: ArrayLike | None, limits: AcceptanceLimits | None
+) -> AcceptanceResult:
+    """Return the test of distances between touched places and the block's holes, whichever is which."""
+    if holes_mm is None:
+        raise CalibrationError("the block's holes were not given")
+    holes = _checked_points(holes_mm, "holes", MIN_POINTS)
+    touched = np.array(places_mm)
+    if len(touched) != len(holes):
+        raise CalibrationError(f"{len(touched)} places were touched, the block has {len(holes)} holes")
+    order = match_landmarks(touched, holes).order
+    return judge_distances(touched, holes[list(order)], limits=limits)
+
+
+def report(results: list[AcceptanceResult], missing: Sequence[str] = ()) -> str:
+    """Return the figures as a table for a person, which says what they are not, and what was not tested."""
     lines = [
         "tracker acceptance in the manner of ASTM F2554; no claim of compliance, nothing of registration or imaging"
     ]
@@ -183,7 +258,37 @@ def report(results: list[AcceptanceResult]) -> str:
     for one in results:
         figures = f"{one.mean_mm:8.3f}{one.rms_mm:8.3f}{one.largest_mm:8.3f}{one.upper95_rms_mm:9.3f}"
         lines.append(f"{one.test:<14}{one.count:6d}{figures}  {one.verdict.value}: {one.reason}")
+    lines += [f"not tested: {line}" for line in missing]
     return "\n".join(lines)
+
+
+def markdown(results: list[AcceptanceResult], missing: Sequence[str], what: str) -> str:
+    """Return the same as a page in Markdown; ``what`` says what was recorded."""
+    lines = ["# Tracker acceptance in the manner of ASTM F2554", "", what, ""]
+    lines += [
+        "No claim of compliance with the standard; nothing of registration, imaging or moving tools. Figures in mm;",
+        "*rms 95 %* is the bound that the true rms exceeds once in twenty were errors independent and Gaussian.",
+        "",
+        "| test | count | mean | rms | largest | rms 95 % | verdict | reason |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        figures = f"{one.mean_mm:.3f} | {one.rms_mm:.3f} | {one.largest_mm:.3f} | {one.upper95_rms_mm:.3f}"
+        lines.append(f"| {one.test} | {one.count} | {figures} | {one.verdict.value} | {one.reason} |")
+    lines += ["", *(f"- not tested: {line}" for line in missing)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def worst(results: list[AcceptanceResult], missing: Sequence[str]) -> tuple[Verdict, str]:
+    """Return the verdict on all tests: the worst one's, and never accept while one was not made."""
+    order = (Verdict.REFUSE, Verdict.DOUBT)
+    for verdict in order:
+        named = [one.reason for one in results if one.verdict is verdict]
+        if named:
+            return verdict, "; ".join(named)
+    if missing:
+        return Verdict.DOUBT, "not tested: " + "; ".join(missing)
+    return Verdict.ACCEPT, "; ".join(one.reason for one in results)
 
 
 def _rms(values: Array) -> float:

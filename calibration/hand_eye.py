@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
+from calibration.paired import about_origin
 from calibration.poses import (
     Findings,
     checked_poses,
@@ -40,7 +41,8 @@ from navsrv.kernel.frames import (
 from navsrv.kernel.registration import Verdict, tre_rms_mm
 
 MIN_POSES: Final = 10
-MIN_SCANS: Final = 3
+SCANS_THAT_CHECK: Final = 3
+"""Scans from which their own scatter says how sure the mean is."""
 STEPS: Final = 20
 START_POSES: Final = 25
 """Poses that the start is found from, spread over the recording."""
@@ -226,9 +228,13 @@ def solve_gantry(
     gantry: Frame,
     volume: Frame,
     target_volume_mm: ArrayLike,
+    registration_sigma: tuple[float, float] = (0.01, 1.0),
     limits: HandEyeLimits | None = None,
 ) -> GantryResult:
     """Return ``T_gantry_from_volume`` for automatic registration: markers on the gantry stand for its volume.
+
+    Afterwards each scan is registered by seeing the gantry: ``T_tracker_from_volume = T_tracker_from_gantry @ result``
+    (``Rigid`` carries the covariance along).  One scan is enough to go on with, and leaves nothing to check it by.
 
     Parameters
     ----------
@@ -238,14 +244,17 @@ def solve_gantry(
         How each scan's volume was registered to the reference (landmarks of a phantom, or ``navsrv register``).
     target_volume_mm : (3,)
         Where the error matters, in the volume.
+    registration_sigma : (radians, mm)
+        Of one scan's registration, an axis, at its middle: believed where fewer than ``SCANS_THAT_CHECK`` scans cannot
+        say it themselves.
 
     Raises
     ------
     CalibrationError
-        Bad poses, unequal counts, fewer than ``MIN_SCANS`` scans.
+        Bad poses, unequal counts.
     """
     limits = limits or HandEyeLimits()
-    a, b = paired_poses(tracker_from_gantry, tracker_from_reference, ("gantry", "reference"), MIN_SCANS)
+    a, b = paired_poses(tracker_from_gantry, tracker_from_reference, ("gantry", "reference"), 1)
     target = np.asarray(target_volume_mm, dtype=np.float64)
     if target.shape != (3,) or not np.isfinite(target).all():
         raise CalibrationError(f"target must be three finite millimetres, got {target_volume_mm!r}")
@@ -254,18 +263,40 @@ def solve_gantry(
             f"{len(a)} different gantry poses against {len(np.asarray(volume_from_reference))} registrations: "
             "each scan needs both"
         )
-    c = checked_poses(volume_from_reference, "registrations", MIN_SCANS)
-    mean = mean_transform(np.linalg.inv(a) @ b @ np.linalg.inv(c), to=gantry, frm=volume)
+    c = checked_poses(volume_from_reference, "registrations", 1)
+    seen = np.linalg.inv(a) @ b @ np.linalg.inv(c)
+    if len(a) < SCANS_THAT_CHECK:
+        mean = _stated_mean(seen, gantry, volume, target, registration_sigma)
+    else:
+        mean = mean_transform(seen, to=gantry, frm=volume)
     at_target = mean.transform.apply(target)
-    tre = tre_rms_mm(mean.transform, at_target) * _few(mean)
+    tre = tre_rms_mm(mean.transform, at_target) * (_few(mean) if len(a) >= SCANS_THAT_CHECK else 1.0)
     misses = mean.errors @ np.hstack([-skew(at_target), np.eye(3)]).T
     worst = float(np.linalg.norm(misses, axis=1).max())
     found = Findings()
     found.grade("predicted error at the target", tre, limits.sigma_accept_mm, limits.sigma_refuse_mm, "mm")
     found.grade("a scan misses the mean by", worst, limits.residual_accept_mm, limits.residual_refuse_mm, "mm")
+    if len(a) < SCANS_THAT_CHECK:
+        found.doubt.append(f"{len(a)} scan{'s' * (len(a) > 1)}: too few to say how sure they are; scan a phantom again")
     verdict, reason = found.verdict(f"predicted error at the target {tre:.2f} mm (rms) from {len(a)} scans")
     details = (("scans", float(len(a))), ("tre_mm", tre), ("worst_scan_mm", worst), ("residual_mm", rms(misses)))
     return GantryResult(mean.transform, frozen_array(mean.errors, mean.errors.shape), tre, verdict, reason, details)
+
+
+def _stated_mean(
+    seen: Array, gantry: Frame, volume: Frame, target_mm: Array, sigma: tuple[float, float]
+) -> MeanTransform:
+    """Return the mean of one or two views with the covariance that a registration is stated to have."""
+    if not (sigma[0] > 0.0 and sigma[1] > 0.0):
+        raise CalibrationError(f"the error of a registration must be positive, got {sigma[0]} rad and {sigma[1]} mm")
+    rotation = nearest_rotation(seen[:, :3, :3].sum(axis=0))
+    middle = (seen[:, :3, :3] @ target_mm + seen[:, :3, 3]).mean(axis=0)
+    covariance = about_origin(np.diag([sigma[0] ** 2] * 3 + [sigma[1] ** 2] * 3) / len(seen), middle)
+    errors = np.zeros((len(seen), 6))
+    errors[:, :3] = Rotation.from_matrix(seen[:, :3, :3] @ rotation.T).as_rotvec()
+    at = seen[:, :3, :3] @ target_mm + seen[:, :3, 3]
+    errors[:, 3:] = at - middle - np.cross(errors[:, :3], middle)
+    return MeanTransform(Rigid(gantry, volume, rotation, middle - rotation @ target_mm, covariance), errors, len(seen))
 
 
 def _few(mean: MeanTransform) -> float:

@@ -172,8 +172,6 @@ def test_gantry_refuses_what_is_no_set_of_scans() -> None:
     frames = {"gantry": Frame("gantry"), "volume": Frame("volume")}
     result = solve_gantry(gantry, reference, registered, target_volume_mm=TARGET, **frames)
     assert np.abs(result.gantry_from_volume.matrix - GANTRY_FROM_VOLUME).max() < 1e-6
-    with pytest.raises(CalibrationError, match="2 poses, at least 3"):
-        solve_gantry(gantry[:2], reference[:2], registered[:2], target_volume_mm=TARGET, **frames)
     with pytest.raises(CalibrationError, match="6 different gantry poses against 5"):
         solve_gantry(gantry, reference, registered[:5], target_volume_mm=TARGET, **frames)
     bumped = registered.copy()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Frame
 from navsrv.kernel.registration import Verdict
+from navsrv.server.commands import calibrate_carm
 from navsrv.server.commands.register import REFUSED
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``calibrate`` with its kinds."""
     parser = subparsers.add_parser(
         "calibrate",
-        help="calibrate from recorded poses, offline on files",
+        help="calibrate from recorded poses and X-rays, offline on files",
         epilog="example: navsrv calibrate pivot stylus.csv --json",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -57,6 +59,36 @@ def add_parser(subparsers: Any) -> None:
     hand_eye.add_argument(
         "--robot-world", action="store_true", help="start from the poses (AX = ZB), not their motions"
     )
+    gantry = kinds.add_parser(
+        "gantry",
+        help="a scanner's volume against the markers on its gantry, rows of equal stamps",
+        epilog="example: navsrv calibrate gantry gantry.csv reference.csv registered.csv --target 0 0 0",
+    )
+    gantry.add_argument("file", type=Path, metavar="GANTRY.FILE", help="tracker from gantry at each scan")
+    gantry.add_argument("reference", type=Path, metavar="REFERENCE.FILE", help="tracker from reference at each scan")
+    gantry.add_argument("volumes", type=Path, metavar="REGISTERED.FILE", help="volume from reference of each scan")
+    gantry.add_argument("--target", type=float, nargs=3, default=[0.0, 0.0, 0.0], metavar=("X", "Y", "Z"), help="mm")
+    gantry.add_argument(
+        "--registered-to",
+        type=float,
+        nargs=2,
+        default=[0.5, 1.0],
+        metavar=("DEG", "MM"),
+        help="one or two scans: sigma",
+    )
+    gantry.add_argument("--json", action="store_true")
+    acceptance = kinds.add_parser(
+        "acceptance",
+        help="a tracker in the manner of ASTM F2554: one point, turning, distances",
+        epilog="example: navsrv calibrate acceptance touched.csv --tip 1.2 -0.4 160 --block holes.csv --report page.md",
+    )
+    _add_file(acceptance)
+    acceptance.add_argument(
+        "--tip", type=float, nargs=3, required=True, metavar=("X", "Y", "Z"), help="from the pivot, mm in the tool"
+    )
+    acceptance.add_argument("--block", type=Path, metavar="HOLES.csv", help="x y z in mm a line, as it was made")
+    acceptance.add_argument("--report", type=Path, metavar="PAGE.md", help="the figures as a page")
+    calibrate_carm.add_kind(kinds)
 
 
 def _add_file(parser: Any) -> None:
@@ -76,7 +108,15 @@ def _add_files(parser: Any, first: str, second: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate and print; exit 1 when the verdict is refuse."""
-    kinds = {"pivot": _pivot, "spin": _spin, "temporal": _temporal, "hand-eye": _hand_eye}
+    kinds = {
+        "pivot": _pivot,
+        "spin": _spin,
+        "temporal": _temporal,
+        "hand-eye": _hand_eye,
+        "gantry": _gantry,
+        "acceptance": _acceptance,
+        "carm": calibrate_carm.calibrate,
+    }
     record, result = kinds[args.kind](args)
     record = {
         "kind": args.kind,
@@ -85,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         "reason": result.reason,
         "details": {name: float(value) if math.isfinite(value) else None for name, value in result.details},
     }
-    print(json.dumps(record) if args.json else as_text(record))
+    print(json.dumps(record) if args.json else TEXTS.get(args.kind, as_text)(record))
     return REFUSED if result.verdict is Verdict.REFUSE else 0
 
 
@@ -154,6 +194,68 @@ def _hand_eye(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     return record, result
 
 
+def _gantry(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.hand_eye import solve_gantry
+    from navsrv.server.recordings_io import PoseTrack, paired, read_track
+
+    gantry, reference, volumes = (read_track(path, None) for path in (args.file, args.reference, args.volumes))
+    times, gantries, references = paired(gantry, reference)
+    both = paired(PoseTrack("gantry", times, gantries), volumes)
+    references = paired(PoseTrack("reference", times, references), volumes)[1]
+    if not len(both[0]):
+        raise InputError(
+            f"{args.file}, {args.reference} and {args.volumes} share no stamp: a row of each for each scan"
+        )
+    result = solve_gantry(
+        both[1],
+        references,
+        both[2],
+        gantry=Frame("gantry"),
+        volume=Frame("volume"),
+        target_volume_mm=args.target,
+        registration_sigma=(math.radians(args.registered_to[0]), args.registered_to[1]),
+    )
+    transform = result.gantry_from_volume
+    covariance = None if transform.covariance is None else transform.covariance.tolist()
+    return {
+        "T_gantry_from_volume": transform.matrix.tolist(),
+        "T_gantry_from_volume_covariance": covariance,
+        "tre_mm": result.tre_mm,
+    }, result
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What ``run`` asks of a result."""
+
+    verdict: Verdict
+    reason: str
+    details: tuple[tuple[str, float], ...]
+
+
+def _acceptance(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.acceptance import judge_recording, markdown, report, worst
+    from navsrv.server.commands.register import read_points
+
+    track = _track(args)
+    holes = None if args.block is None else read_points(args.block)
+    if args.report is not None and not args.report.parent.is_dir():
+        raise InputError(f"{args.report}: no such folder to write it in")
+    results, missing = judge_recording(track.times_ns, track.poses, args.tip, holes)
+    if args.report is not None:
+        what = f"Recording `{args.file.name}`, {track.name}, {len(track.times_ns)} poses."
+        args.report.write_text(markdown(results, missing, what), encoding="utf-8")
+    verdict, reason = worst(results, missing)
+    tests = [
+        {name: value.value if isinstance(value, Verdict) else value for name, value in asdict(one).items()}
+        for one in results
+    ]
+    details = (("tests", float(len(results))), ("not_tested", float(len(missing))))
+    return {"tests": tests, "not_tested": missing, "report": report(results, missing)}, _Judged(
+        verdict, reason, details
+    )
+
+
 def _track(args: argparse.Namespace) -> PoseTrack:
     """Return the track of a command of one file."""
     from navsrv.server.recordings_io import read_track
@@ -177,6 +279,11 @@ def _tracks(args: argparse.Namespace) -> tuple[PoseTrack, PoseTrack]:
     return read_track(args.file, args.transform), read_track(args.other, args.other_transform)
 
 
+def _acceptance_text(record: dict[str, Any]) -> str:
+    """Return the verdict and the table of an acceptance."""
+    return f"{record['verdict']}: {record['reason']}\n{record['report']}"
+
+
 def as_text(record: dict[str, Any]) -> str:
     """Return a record for a person: the verdict first, then each figure on a line, covariances left to the JSON."""
     lines = [f"{record['verdict']}: {record['reason']}"]
@@ -191,3 +298,7 @@ def as_text(record: dict[str, Any]) -> str:
             lines.append(f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}")
     lines += [f"  {name} {value:.4g}" for name, value in record["details"].items() if value is not None]
     return "\n".join(lines)
+
+
+TEXTS: Final = {"carm": calibrate_carm.as_text, "acceptance": _acceptance_text}
+"""How a record is said to a person, where rows of figures would not do."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import TRACKER, Array
 from navsrv.kernel.registration import RegistrationResult, Verdict
+from navsrv.server.commands import register_surface
 
 if TYPE_CHECKING:
     from navsrv.kernel.samples import VolumeSample
@@ -27,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``register`` with its kinds."""
     parser = subparsers.add_parser(
         "register",
-        help="register landmarks or a volume, offline on files",
+        help="register landmarks, a brushed surface or a volume, offline on files",
         epilog="example: navsrv register cbct --case sacrum --volume oarm.mha --overlay overlay.png",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -40,8 +41,12 @@ def add_parser(subparsers: Any) -> None:
     landmarks.add_argument("planned", type=Path, metavar="CT.csv", help="the same points in the CT, LPS mm")
     landmarks.add_argument("--target", type=float, nargs=3, required=True, metavar=("X", "Y", "Z"), help="LPS mm")
     landmarks.add_argument("--fle", type=float, metavar="MM", help="localisation error, rms length; else estimated")
+    sigmas = {"type": float, "nargs": 3, "metavar": ("SX", "SY", "SZ")}
+    landmarks.add_argument("--noise-from", **sigmas, help="in its place: one sigma an axis of the touched points, mm")
+    landmarks.add_argument("--noise-ct", **sigmas, help="and of the planned ones, mm")
     landmarks.add_argument("--match", action="store_true", help="the order is not known (at most ten points)")
     landmarks.add_argument("--json", action="store_true")
+    register_surface.add_kind(kinds)
     cbct = kinds.add_parser(
         "cbct",
         help="a CBCT or O-arm volume",
@@ -56,7 +61,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Register and print; exit 1 when the verdict is refuse."""
-    result = _landmarks(args) if args.kind == "landmarks" else _cbct(args)
+    kinds = {"landmarks": _landmarks, "surface": register_surface.register, "cbct": _cbct}
+    result = kinds[args.kind](args)
     print(json.dumps(as_json(result)) if args.json else as_text(result))
     return REFUSED if result.verdict is Verdict.REFUSE else 0
 
@@ -69,7 +75,16 @@ def _landmarks(args: argparse.Namespace) -> RegistrationResult:
         raise InputError(
             f"{args.touched} has {len(touched)} points, {args.planned} has {len(planned)}: each needs its partner"
         )
-    return solve_landmarks(touched, planned, frm=TRACKER, target_ct_mm=args.target, fle_mm=args.fle, match=args.match)
+    return solve_landmarks(
+        touched,
+        planned,
+        frm=TRACKER,
+        target_ct_mm=args.target,
+        fle_mm=args.fle,
+        noise_from_mm2=None if args.noise_from is None else np.diag(args.noise_from) ** 2,
+        noise_ct_mm2=None if args.noise_ct is None else np.diag(args.noise_ct) ** 2,
+        match=args.match,
+    )
 
 
 def _cbct(args: argparse.Namespace) -> RegistrationResult:
