@@ -12,14 +12,15 @@ SUMS: Final = 37
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
-def tile_sums(moving, fixed, window, tile, out):  # type: ignore[no-untyped-def]
+def tile_sums(moving, fixed, beside, window, tile, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (tile rows, tile columns, 37) with sums of gradients where the DRR has any.
 
     ``moving`` (1 or 7, rows, columns): the DRR and its derivatives; ``fixed`` (2, rows, columns): gradient along
-    columns and rows; both by central differences.  ``window``: first and end column, first and end row.
+    columns and rows; both by central differences.  ``beside`` (rows, columns, or empty): an image that is added to the
+    DRR where the DRR has edges of its own.  ``window``: first and end column, first and end row.
     """
     _, rows, columns = moving.shape
-    derivatives = moving.shape[0] == 7
+    derivatives, alone = moving.shape[0] == 7, beside.size == 0
     jx, jy = np.empty(6, np.float32), np.empty(6, np.float32)
     for row in range(max(window[2], 1), min(window[3], rows - 1)):
         for column in range(max(window[0], 1), min(window[1], columns - 1)):
@@ -27,6 +28,9 @@ def tile_sums(moving, fixed, window, tile, out):  # type: ignore[no-untyped-def]
             my = moving[0, row + 1, column] - moving[0, row - 1, column]
             if mx == 0.0 and my == 0.0:
                 continue
+            if not alone:
+                mx += beside[row, column + 1] - beside[row, column - 1]
+                my += beside[row + 1, column] - beside[row - 1, column]
             fx, fy = fixed[0, row, column], fixed[1, row, column]
             s = out[row // tile, column // tile]
             s[0] += 1.0
@@ -48,34 +52,34 @@ def tile_sums(moving, fixed, window, tile, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
-def best_shifts(maps, jacobians, reach, step_mm, apart, keep, found):  # type: ignore[no-untyped-def]
-    """Fill ``found`` (keep, 4) with the best scores and shifts (mm) of a cubic grid, at least ``apart`` cells apart.
+def best_shifts(maps, jacobians, reach, step_mm, apart, found):  # type: ignore[no-untyped-def]
+    """Fill ``found`` (keep, 4) with the best scores and shifts (mm) of a grid, at least ``apart`` cells apart.
 
     ``maps`` (V, n, n): each view's correlation at cyclic shifts (row, column) of its image; ``jacobians`` (V, 2, 3):
-    pixels (column, row) that the image moves per mm.
+    pixels (column, row) that the image moves per mm along the grid's axes; ``reach`` (3,): cells either way.
     """
-    n = 2 * reach + 1
+    nx, ny, nz = 2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1
     size = maps.shape[1]
-    score = np.zeros((n, n, n), np.float32)
-    for x in range(n):
-        for y in range(n):
-            for z in range(n):
-                total = np.float32(0.0)
-                for v in range(len(maps)):
-                    j = jacobians[v]
-                    dx, dy, dz = (x - reach) * step_mm, (y - reach) * step_mm, (z - reach) * step_mm
-                    u = j[0, 0] * dx + j[0, 1] * dy + j[0, 2] * dz
-                    w = j[1, 0] * dx + j[1, 1] * dy + j[1, 2] * dz
+    score = np.zeros((nx, ny, nz), np.float32)
+    for x in range(nx):
+        for y in range(ny):
+            for v in range(len(maps)):
+                j = jacobians[v]
+                dx, dy = (x - reach[0]) * step_mm, (y - reach[1]) * step_mm
+                u0, w0 = j[0, 0] * dx + j[0, 1] * dy, j[1, 0] * dx + j[1, 1] * dy
+                for z in range(nz):
+                    dz = (z - reach[2]) * step_mm
+                    u, w = u0 + j[0, 2] * dz, w0 + j[1, 2] * dz
                     if abs(u) > size // 2 - 1 or abs(w) > size // 2 - 1:
-                        total -= np.float32(1.0)
+                        score[x, y, z] -= np.float32(1.0)
                         continue
-                    total += maps[v, int(np.floor(w + 0.5)) % size, int(np.floor(u + 0.5)) % size]
-                score[x, y, z] = total
-    for k in range(keep):
+                    score[x, y, z] += maps[v, int(np.floor(w + 0.5)) % size, int(np.floor(u + 0.5)) % size]
+    for k in range(len(found)):
         at = np.argmax(score.reshape(-1))
-        x, y, z = at // (n * n), (at // n) % n, at % n
+        x, y, z = at // (ny * nz), (at // nz) % ny, at % nz
         found[k, 0] = score[x, y, z]
-        found[k, 1], found[k, 2], found[k, 3] = (x - reach) * step_mm, (y - reach) * step_mm, (z - reach) * step_mm
+        found[k, 1], found[k, 2] = (x - reach[0]) * step_mm, (y - reach[1]) * step_mm
+        found[k, 3] = (z - reach[2]) * step_mm
         score[
             max(x - apart, 0) : x + apart + 1, max(y - apart, 0) : y + apart + 1, max(z - apart, 0) : z + apart + 1
         ] = -9.0

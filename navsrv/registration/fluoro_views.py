@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from navsrv.kernel.errors import RegistrationError
-from navsrv.kernel.frames import CARM, CT, Array, Rigid
+from navsrv.kernel.frames import CARM, CT, Array, Rigid, rotation_angle_rad
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.registration._fluoro_kernels import SUMS, tile_sums
 from navsrv.registration.drr import DrrVolume, Image
 from navsrv.registration.tiles import moved
 
 MIN_TILE_PIXELS: Final = 20
-CLIP_PERCENTILE: Final = 99.0
-"""Gradients above this are those of metal and of shutters: their direction counts, their size does not."""
+COMPRESSION: Final = 1.5
+"""Gradients of more than so many medians are those of metal and shutters: direction counts, size hardly."""
+BLUR_PX: Final = 0.5
+_NOTHING_BESIDE: Final = np.zeros((0, 0), dtype=np.float32)
 ARM_MM: Final = 50.0
 """Distance at which a rotation is weighed against a translation."""
 
@@ -61,8 +63,8 @@ class FixedView:
     projection: ProjectionModel
 
     @classmethod
-    def of(cls, view: XrayView, across_px: int, blur_px: float = 0.8) -> FixedView:
-        """Return the view averaged in blocks to about ``across_px`` columns, blurred, its gradients clipped."""
+    def of(cls, view: XrayView, across_px: int, blur_px: float = BLUR_PX) -> FixedView:
+        """Return the view averaged in blocks to about ``across_px`` columns, blurred, its gradients compressed."""
         factor = max(1, round(view.projection.columns / across_px))
         model = view.projection.binned(factor)
         whole = np.asarray(view.pixels)[: model.rows * factor, : model.columns * factor].astype(np.float32)
@@ -74,8 +76,8 @@ class FixedView:
         gradient[0, :, 1:-1] = image[:, 2:] - image[:, :-2]
         gradient[1, 1:-1] = image[2:] - image[:-2]
         size = np.hypot(gradient[0], gradient[1])
-        limit = float(np.percentile(size, CLIP_PERCENTILE))
-        gradient *= (np.minimum(size, limit) / np.maximum(size, 1e-12)) / max(limit, 1e-12)
+        middle = COMPRESSION * float(np.median(size[size > 0.0]))
+        gradient /= np.sqrt(size * size + middle * middle)
         return cls(gradient, model)
 
 
@@ -98,13 +100,47 @@ class Fit:
     score: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PosePrior:
+    """What is known of a pose beside the images: it pulls the refinement, most where the images say least.
+
+    Attributes
+    ----------
+    pose : (4, 4)
+        CT from the views' frame.
+    weight : (6, 6)
+        Inverse covariance of (rotation_rad, translation_mm) about the bone's centre times ``scale``: in units of the
+        score.
+    scale : float
+        What the score's curvature is divided by to be information.
+    """
+
+    pose: Array
+    weight: Array
+    scale: float
+
+    def offset(self, pose: Array, centre_mm: Array) -> Array:
+        """Return the step (6,) about a centre that leads from the prior's pose to ``pose``."""
+        turn = pose[:3, :3] @ self.pose[:3, :3].T
+        angle = rotation_angle_rad(turn)
+        axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
+        vector = axis * (0.5 if angle < 1e-6 else 0.5 * angle / max(np.sin(angle), 1e-9))
+        shift = pose[:3, 3] - turn @ (self.pose[:3, 3] - centre_mm) - centre_mm
+        return np.concatenate((vector, shift))
+
+
 class Level:
-    """One resolution: the bone, the X-rays, and buffers that are used again."""
+    """One resolution: the bone, the X-rays, and buffers that are used again.
+
+    ``beside`` may hold, for each view, an image of what else is in the picture (other bones where they are known to
+    be): it is added to what is rendered, so that their edges are not taken for the bone's.
+    """
 
     def __init__(self, volume: DrrVolume, views: list[FixedView], tile_px: int) -> None:
         self.volume = volume
         self.views = views
         self.centre_ct_mm = volume.centre_ct_mm
+        self.beside: list[Image] = [_NOTHING_BESIDE] * len(views)
         self._tile = tile_px
         self._buffers = [
             np.zeros((1, channels, v.projection.rows, v.projection.columns), np.float32)
@@ -123,14 +159,14 @@ class Level:
     def sums(self, pose: Array, derivatives: bool = True) -> list[Array]:
         """Return each view's sums of each tile (T, 37) at a pose."""
         result = []
-        for n, view in enumerate(self.views):
+        for n, (view, beside) in enumerate(zip(self.views, self.beside, strict=True)):
             buffer = self._buffers[2 * n + int(derivatives)]
             model = self.seen(pose, view)
             self.volume.render_into(buffer, [model], self.centre_ct_mm)
             tiles = (-(-model.rows // self._tile), -(-model.columns // self._tile))
             out = np.zeros((*tiles, SUMS))
             window = self.volume.placed(model, self.centre_ct_mm)[3]
-            tile_sums(buffer[0], view.gradient, window, self._tile, out)
+            tile_sums(buffer[0], view.gradient, beside, window, self._tile, out)
             result.append(out.reshape(-1, SUMS))
         return result
 
@@ -138,9 +174,21 @@ class Level:
         """Return the score of a pose."""
         return normal_equations(np.concatenate(self.sums(pose, False))).score
 
-    def refine(self, pose: Array, iterations: int = 25, tolerance_mm: float = 0.03) -> Fit:
-        """Return where Levenberg-Marquardt ends from ``pose`` (4, 4)."""
-        best = normal_equations(np.concatenate(self.sums(pose)))
+    def equations(self, pose: Array, prior: PosePrior | None = None) -> Normal:
+        """Return the normal equations of all views at a pose, a prior's pull included."""
+        found = normal_equations(np.concatenate(self.sums(pose)))
+        if prior is None:
+            return found
+        offset = prior.offset(pose, self.centre_ct_mm)
+        pull = prior.weight @ offset
+        score = found.score - 0.5 * float(offset @ pull)
+        return Normal(found.hessian + prior.weight, found.gradient - pull, score, found.pixels)
+
+    def refine(
+        self, pose: Array, iterations: int = 25, tolerance_mm: float = 0.03, prior: PosePrior | None = None
+    ) -> Fit:
+        """Return where Levenberg-Marquardt ends from ``pose`` (4, 4); the score is without the prior's share."""
+        best = self.equations(pose, prior)
         damping = 1e-2
         for _ in range(iterations):
             scaled = best.hessian + np.diag(damping * np.diag(best.hessian) + 1e-9)
@@ -149,7 +197,7 @@ class Level:
             if length > 8.0:
                 step *= 8.0 / length
             trial = moved(pose, step, self.centre_ct_mm)
-            found = normal_equations(np.concatenate(self.sums(trial)))
+            found = self.equations(trial, prior)
             if found.score > best.score and found.pixels > 0.5 * best.pixels:
                 pose, best = trial, found
                 damping = max(damping * 0.2, 1e-4)
@@ -159,7 +207,7 @@ class Level:
                 damping *= 10.0
                 if damping > 1e3 or length < tolerance_mm:
                     break
-        return Fit(pose, best.score)
+        return Fit(pose, best.score if prior is None else self.score(pose))
 
 
 def normal_equations(tiles: Array) -> Normal:
