@@ -24,6 +24,7 @@ import numpy as np
 from navsrv.anatomy.case import CASE_FILE, FORMAT, VERSION, Case, Kind, Plan, Volume, sha256_of
 from navsrv.anatomy.mesh import Mesh
 from navsrv.anatomy.roles import Role, Roles, checked_roles
+from navsrv.anatomy.segmentation_objects import find_segmentation, read_segmentation
 from navsrv.kernel.errors import InputError
 
 Progress = Callable[[str, float], None]
@@ -114,12 +115,17 @@ def draft_case(sources: Sources, name: str, progress: Progress = silent) -> Case
     progress("reading the CT", 0.0)
     ct = None if sources.ct is None else volumes.read_ct(sources.ct, sources.ct_series)
     labels = None
+    notes: dict[str, Any] = {}
     if sources.labels is not None:
         progress("reading the label map", 0.1)
-        labels = volumes.read_labels(sources.labels, sources.labels_series)
-        if ct is not None:
-            volumes.require_same_geometry(ct, labels, sources.labels)
-        _require_labels(sources.labels, labels, roles)
+        segmentation = find_segmentation(sources.labels)
+        if segmentation is not None:
+            labels, roles, notes = _segmented(segmentation, sources, ct, roles)
+        else:
+            labels = volumes.read_labels(sources.labels, sources.labels_series)
+            if ct is not None:
+                volumes.require_same_geometry(ct, labels, sources.labels)
+            _require_labels(sources.labels, labels, roles)
     if ct is not None and roles.plan is not None:
         require_plan_within(roles.plan, ct)
     structures = []
@@ -127,7 +133,7 @@ def draft_case(sources: Sources, name: str, progress: Progress = silent) -> Case
         progress(f"surface of {role.name}", 0.2 + 0.8 * i / len(roles.structures))
         structures.append(draft_structure(role, ct, labels))
     read = [p for p in (sources.ct, sources.labels, *(r.surface for r in roles.structures)) if p is not None]
-    provenance = {"sources": [volumes.describe_source(p) for p in read]}
+    provenance = {"sources": [volumes.describe_source(p) for p in read], **notes}
     return CaseDraft(name, tuple(structures), provenance, ct, labels, roles.plan)
 
 
@@ -330,6 +336,22 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _segmented(path: Path, sources: Sources, ct: Volume | None, roles: Roles) -> tuple[Volume, Roles, dict[str, Any]]:
+    """Return the label map of a SEG or RTSTRUCT, roles on its values, and what provenance keeps of it."""
+    from navsrv.anatomy.dicom_folder import frame_of_reference
+
+    if ct is None or sources.ct is None:
+        raise InputError(f"{path}: a DICOM segmentation lies on its CT; give --ct, the CT that it was drawn on")
+    frame = frame_of_reference(sources.ct, sources.ct_series) if sources.ct.is_dir() else None
+    found = read_segmentation(path, ct, frame)
+    notes = {
+        "segments": {str(n): name for n, name in found.names.items()},
+        "label_values": {str(n): list(values) for n, values in found.members.items()},
+        "frame_of_reference": "the CT's" if frame else "not checked: the CT's format has none",
+    }
+    return found.labels, found.on_values(roles, path), {"segmentation": notes}
 
 
 def _require_labels(path: Path, labels: Volume, roles: Roles) -> None:

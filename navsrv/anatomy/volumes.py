@@ -29,9 +29,6 @@ FORMATS: Final = "NIfTI, NRRD, MetaImage or a folder with one DICOM series"
 CORNER_TOLERANCE: Final = 0.05
 """Two grids are the same when no corner lies further apart than this part of a voxel: formats round their headers."""
 
-SLICE_TOLERANCE: Final = 0.02
-"""Largest part of the slice distance by which a DICOM series may leave equal steps."""
-
 
 def read_ct(path: Path, series: str | None = None) -> Volume:
     """Return a CT in HU, axes nearest to LPS.
@@ -211,51 +208,12 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _read_series(folder: Path, series: str | None, what: str) -> Any:
-    sitk = _sitk()
-    reader = sitk.ImageSeriesReader()
-    found = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
-    if not found:
-        raise InputError(f"{folder}: {what}: no DICOM series in this folder; expected {FORMATS}")
-    if series is None and len(found) > 1:
-        listed = "; ".join(f"{uid} ({_series_text(files)})" for uid, files in found.items())
-        raise InputError(f"{folder}: {what}: {len(found)} series; choose one with --series: {listed}")
-    uid = series if series is not None else next(iter(found))
-    if uid not in found:
-        raise InputError(f"{folder}: {what}: no series {uid}; it has {', '.join(found)}")
-    _require_equal_steps(folder, found[uid], what)
-    reader.SetFileNames(found[uid])
-    try:
-        with _no_chatter():
-            return reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"{folder}: {what}: series {uid} cannot be read ({_reason(error)})") from None
+    from navsrv.anatomy.dicom_folder import read_series
 
-
-def _header(file: str) -> Any:
-    sitk = _sitk()
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
-    return reader
-
-
-def _series_text(files: tuple[str, ...]) -> str:
-    header = _header(files[0])
-    text = header.GetMetaData("0008|103e").strip() if header.HasMetaDataKey("0008|103e") else "no description"
-    return f"{text}, {len(files)} slices"
-
-
-def _require_equal_steps(folder: Path, files: tuple[str, ...], what: str) -> None:
-    """Refuse a series with a missing slice: the reader would place every slice beyond it wrongly."""
-    positions = np.array([_header(f).GetOrigin() for f in files])
-    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    if len(steps) == 0:
-        return
-    usual = float(np.median(steps))
-    odd = np.flatnonzero(np.abs(steps - usual) > SLICE_TOLERANCE * usual)
-    if len(odd):
-        names = Path(files[odd[0]]).name, Path(files[odd[0] + 1]).name
-        raise InputError(
-            f"{folder}: {what}: slices {names[0]} and {names[1]} lie {steps[odd[0]]:.3f} mm apart, the others"
-            f" {usual:.3f} mm; is a slice missing?"
-        )
+    found = read_series(folder, series, what, hounsfield_only=what == "CT")
+    spacing = np.linalg.norm(found.matrix[:3, :3], axis=0)
+    image = _sitk().GetImageFromArray(np.ascontiguousarray(found.voxels))
+    image.SetOrigin(found.matrix[:3, 3].tolist())
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((found.matrix[:3, :3] / spacing).ravel().tolist())
+    return image

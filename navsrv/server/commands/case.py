@@ -67,7 +67,12 @@ def _add_build(actions: Any) -> None:
     build.add_argument("--ct", type=Path, metavar="FILE", help="NIfTI, NRRD, MetaImage or a folder with a DICOM series")
     build.add_argument("--series", metavar="UID", help="which series of the CT's folder")
     build.add_argument("--no-ct", action="store_true", help="a case without a CT, on purpose")
-    build.add_argument("--labels", type=Path, metavar="FILE", help="label map on the CT's grid, same formats")
+    build.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="label map on the CT's grid, same formats, or a DICOM SEG or RTSTRUCT",
+    )
     build.add_argument("--roles", type=Path, metavar="FILE.toml", help="which label is which structure; the plan")
     build.add_argument("--structure", action="append", default=[], metavar="NAME=LABEL:KIND[:FOLLOWS]")
     build.add_argument("--threshold", action="append", default=[], metavar="NAME=HU:KIND[:FOLLOWS]")

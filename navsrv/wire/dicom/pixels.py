@@ -75,21 +75,26 @@ def stored_values(dataset: Dataset, transfer_syntax: str, max_bytes: int) -> NDA
     return _stored_bits(stored, dataset, bits)
 
 
-def hounsfield(dataset: Dataset, transfer_syntax: str, max_bytes: int) -> NDArray[Any]:
+def hounsfield(dataset: Dataset, transfer_syntax: str, max_bytes: int, *, required: bool = True) -> NDArray[Any]:
     """Return HU (frames, rows, columns), int16 where they are whole numbers of its range, else float32.
 
     Padding (PixelPaddingValue) that reads as no tissue becomes air; where it is a value that tissue has too (0 is
     common, and wrong), the pixels stay as they are.
 
+    Parameters
+    ----------
+    required : bool
+        Whether numbers without a rescale are refused: they are no HU.  Else they stand for themselves.
+
     Raises
     ------
     DicomFault
-        As ``stored_values``; no rescale, or one by a lookup table: then the numbers are no HU.
+        As ``stored_values``; no rescale, or one by a lookup table.
     """
     stored = stored_values(dataset, transfer_syntax, max_bytes)
     if text(dataset, "PhotometricInterpretation") != "MONOCHROME2":
         raise DicomFault("PhotometricInterpretation is not MONOCHROME2; expected HU that grow with density")
-    slopes, intercepts = _rescale(dataset, len(stored))
+    slopes, intercepts = _rescale(dataset, len(stored), required)
     padding = _padding(dataset, stored)
     steady = bool((slopes == slopes[0]).all() and (intercepts == intercepts[0]).all())
     whole_numbers = bool((slopes == np.rint(slopes)).all() and (intercepts == np.rint(intercepts)).all())
@@ -123,7 +128,7 @@ def _stored_bits(stored: NDArray[Any], dataset: Dataset, bits: int) -> NDArray[A
     return masked
 
 
-def _rescale(dataset: Dataset, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _rescale(dataset: Dataset, frames: int, required: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if value(dataset, "ModalityLUTSequence") is not None:
         raise DicomFault("values by a Modality LUT; expected RescaleSlope and RescaleIntercept")
     holders: list[Dataset | None] = [dataset] * frames
@@ -134,6 +139,8 @@ def _rescale(dataset: Dataset, frames: int) -> tuple[NDArray[np.float64], NDArra
     for n, holder in enumerate(holders):
         assert holder is not None
         slope, intercept = (optional_number(holder, f"Rescale{name}") for name in ("Slope", "Intercept"))
+        if slope is None and intercept is None and not required:
+            slope, intercept = 1.0, 0.0
         if slope is None or intercept is None:
             where = f" of frame {n + 1}" if frames > 1 else ""
             raise DicomFault(
