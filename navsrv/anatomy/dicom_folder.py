@@ -44,6 +44,23 @@ class SeriesVolume:
     frame_of_reference_uid: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One file: a slice, or all frames of an enhanced object."""
+
+    name: str
+    instance_uid: str
+    frame_of_reference_uid: str
+    planes: tuple[Plane, ...]
+    voxels: NDArray[Any]
+
+    @property
+    def names(self) -> list[str]:
+        """What each frame is called in a fault."""
+        count = len(self.planes)
+        return [self.name] if count == 1 else [f"{self.name} frame {n + 1}" for n in range(count)]
+
+
 def read_series(folder: Path, series: str | None, what: str, hounsfield_only: bool = True) -> SeriesVolume:
     """Return the volume of a folder's series.
 
@@ -62,44 +79,25 @@ def read_series(folder: Path, series: str | None, what: str, hounsfield_only: bo
         No series, several, an unknown one, or one that makes no volume.
     """
     from navsrv.wire.dicom import DicomFault
-    from navsrv.wire.dicom.attributes import text
     from navsrv.wire.dicom.grid import stack, straighten
-    from navsrv.wire.dicom.pixels import AIR_HU, hounsfield
-    from navsrv.wire.dicom.planes import planes_of
+    from navsrv.wire.dicom.pixels import AIR_HU
 
     uid, paths = _chosen(folder, series, what)
-    planes: list[Plane] = []
-    names: list[str] = []
-    frames: list[NDArray[Any]] = []
-    references: set[str] = set()
-    seen: dict[str, int] = {}
+    parts: dict[str, _Part] = {}
     for path in paths:
-        with lenient():
-            dataset = _dataset(path, what)
-            try:
-                instance = text(dataset, "SOPInstanceUID")
-                found = planes_of(dataset)
-                voxels = hounsfield(dataset, _syntax(dataset), MAX_BYTES, required=hounsfield_only)
-                if len(voxels) != len(found):
-                    raise DicomFault(f"{len(voxels)} frames with {len(found)} places")
-            except DicomFault as fault:
-                raise InputError(f"{path}: {what}: {fault}") from None
-        if instance in seen:
-            if not np.array_equal(voxels, frames[seen[instance]]):
-                raise InputError(f"{path}: {what}: the same object as {names[seen[instance]]} with other content")
-            continue
-        if len(found) == 1:
-            seen[instance] = len(frames)
-        references.add(text(dataset, "FrameOfReferenceUID"))
-        planes += found
-        names += [path.name if len(found) == 1 else f"{path.name} frame {n + 1}" for n in range(len(found))]
-        frames += list(voxels)
+        part = _part(path, what, hounsfield_only)
+        known = parts.setdefault(part.instance_uid, part)
+        if not np.array_equal(part.voxels, known.voxels):
+            raise InputError(f"{path}: {what}: the same object as {known.name} with other content")
+    references = {part.frame_of_reference_uid for part in parts.values()}
     if len(references) > 1:
         raise InputError(f"{folder}: {what}: series {uid} has slices of {len(references)} frames of reference")
+    names = [name for part in parts.values() for name in part.names]
     try:
-        grid = stack(planes, names)
+        grid = stack([plane for part in parts.values() for plane in part.planes], names)
     except DicomFault as fault:
         raise InputError(f"{folder}: {what}: series {uid}: {fault}") from None
+    frames = [frame for part in parts.values() for frame in part.voxels]
     voxels, matrix = straighten(np.stack([frames[n] for n in grid.order]), grid, AIR_HU)
     return SeriesVolume(voxels, matrix, references.pop())
 
@@ -172,16 +170,27 @@ def _header(path: Path) -> Dataset:
         return empty
 
 
-def _dataset(path: Path, what: str) -> Dataset:
+def _part(path: Path, what: str, hounsfield_only: bool) -> _Part:
     from pydicom import dcmread
 
-    try:
-        return dcmread(path)
-    except Exception as error:
-        # pydicom's parsers raise their own kinds and whatever a torn file leads them to.
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{path}: {what}: not a readable DICOM file ({reason})") from None
+    from navsrv.wire.dicom import DicomFault
+    from navsrv.wire.dicom.attributes import text
+    from navsrv.wire.dicom.pixels import hounsfield
+    from navsrv.wire.dicom.planes import planes_of
 
-
-def _syntax(dataset: Dataset) -> str:
-    return str(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+    with lenient():
+        try:
+            dataset = dcmread(path)
+            syntax = str(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+            planes = planes_of(dataset)
+            voxels = hounsfield(dataset, syntax, MAX_BYTES, required=hounsfield_only)
+            if len(voxels) != len(planes):
+                raise DicomFault(f"{len(voxels)} frames with {len(planes)} places")
+            instance, frame = text(dataset, "SOPInstanceUID"), text(dataset, "FrameOfReferenceUID")
+        except DicomFault as fault:
+            raise InputError(f"{path}: {what}: {fault}") from None
+        except Exception as error:
+            # pydicom's parsers raise their own kinds and whatever a torn file leads them to.
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise InputError(f"{path}: {what}: not a readable DICOM file ({reason})") from None
+    return _Part(path.name, instance or path.name, frame, planes, voxels)
