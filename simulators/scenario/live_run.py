@@ -265,9 +265,9 @@ def _touch(stage: Stage, tracker: _Tracker, point: Array) -> None:
     body = rigid(rotation, point - rotation @ tool.tip_mm)[0]
     patient = stage.scene.T_tracker_from_ct.matrix
     poses = {tool.transform: patient @ body, reference.transform: patient @ stage.scene.T_ct_from_ref.matrix}
-    period_s = 1.0 / stage.scenario.tracker.rate_hz
+    period_s, latency_ns = 1.0 / stage.scenario.tracker.rate_hz, round(stage.scenario.tracker.latency_ms * 1e6)
     for _ in range(TOUCHES):
-        stamp = np.array([time.time_ns()], dtype=np.int64)
+        stamp = np.array([time.time_ns() - latency_ns], dtype=np.int64)
         tracker.send(b"".join(encode_poses(name, pose[None], stamp)[0].tobytes() for name, pose in poses.items()))
         tracker.poll()
         time.sleep(period_s)

@@ -13,6 +13,8 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from simulators.scenario.phantom import phantom_case
+
 ENTRY: Final = np.array([12.0, 78.0, -310.0])
 TARGET: Final = np.array([6.0, 14.0, -318.0])
 NERVE: Final = np.array([22.0, 24.0, -330.0])
@@ -131,3 +133,20 @@ def mini_case(tmp_path_factory: pytest.TempPathFactory) -> MiniCase:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def phantom_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a navsrv home in which the scenarios' phantom is made."""
+    home = tmp_path_factory.mktemp("phantom-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAVSRV_HOME", str(home))
+        phantom_case()
+    return home
+
+
+@pytest.fixture
+def phantom(phantom_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the phantom's folder, with its home as this test's navsrv home."""
+    monkeypatch.setenv("NAVSRV_HOME", str(phantom_home))
+    return phantom_case()
