@@ -1,4 +1,4 @@
-"""``navsrv register``: landmarks or a volume to the CT, offline on files, by the same code as live."""
+"""``navsrv register``: landmarks, X-rays or a volume to the CT, offline on files, by the same code as live."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import TRACKER, Array
 from navsrv.kernel.registration import RegistrationResult, Verdict
-from navsrv.server.commands import register_surface
+from navsrv.server.commands import register_fluoro, register_surface
 
 if TYPE_CHECKING:
     from navsrv.kernel.samples import VolumeSample
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``register`` with its kinds."""
     parser = subparsers.add_parser(
         "register",
-        help="register landmarks, a brushed surface or a volume, offline on files",
+        help="register landmarks, a brushed surface, X-rays or a volume, offline on files",
         epilog="example: navsrv register cbct --case sacrum --volume oarm.mha --overlay overlay.png",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     landmarks.add_argument("--match", action="store_true", help="the order is not known (at most ten points)")
     landmarks.add_argument("--json", action="store_true")
     register_surface.add_kind(kinds)
+    register_fluoro.add_parser(kinds)
     cbct = kinds.add_parser(
         "cbct",
         help="a CBCT or O-arm volume",
@@ -61,7 +62,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Register and print; exit 1 when the verdict is refuse."""
-    kinds = {"landmarks": _landmarks, "surface": register_surface.register, "cbct": _cbct}
+    kinds = {
+        "landmarks": _landmarks,
+        "surface": register_surface.register,
+        "fluoro": register_fluoro.run,
+        "cbct": _cbct,
+    }
     result = kinds[args.kind](args)
     print(json.dumps(as_json(result)) if args.json else as_text(result))
     return REFUSED if result.verdict is Verdict.REFUSE else 0
