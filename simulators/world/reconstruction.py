@@ -175,8 +175,8 @@ def filtered(lines: NDArray[np.float32], gantry: Gantry, cutoff: float = 1.0) ->
     """Return the projections (views, columns, rows) weighted by the rays' cosines and ramp filtered along the columns.
 
     Projections that end within the patient are carried on by a smooth fall over half their width, as scanners do;
-    a bright rim remains.  The ramp is that of Kak and Slaney (1988, eq. 3.61), sampled in space, so that its mean is
-    right.
+    shading towards the rim remains.  The ramp is that of Kak and Slaney (1988, eq. 3.61), sampled in space, so that
+    its mean is right.
     """
     columns, pad = gantry.columns, gantry.columns // 2
     u = (np.arange(columns) - 0.5 * (columns - 1)) * gantry.pixel_mm

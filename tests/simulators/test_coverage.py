@@ -1,7 +1,8 @@
 """The study in small: a room that errs in its own way, one kind of error after another made to outweigh the rest.
 
 With the term that stands for its error dropped, coverage falls to 0.6 to 0.8 and the case fails (tried for each); but
-for a tracker's turn, where tool and reference stand in for each other: tests/guidance/test_doubt.py holds each by itself.
+for a tracker's turn, where tool and reference stand in for each other: tests/guidance/test_doubt.py holds each by
+itself.
 """
 
 from collections.abc import Mapping
