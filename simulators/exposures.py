@@ -97,10 +97,13 @@ class _Span:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
+class Batch:
+    """Exposures made ahead, one after the other from frame ``first``."""
+
     first: int
-    truths: Truths
-    sightings: Mapping[str, Sighting]
+    exposures: tuple[Exposure, ...]
+    last_before: Mapping[str, Array]
+    """The pose in which each tool was last seen before them."""
 
 
 class Tracker:
@@ -120,9 +123,9 @@ class Tracker:
         self._unplugged: set[str] = set()
         self._carried_mm = dict.fromkeys(stage.tools, 0.0)
         self._last = {name: np.eye(4) for name in stage.tools}
-        self._batch: _Batch | None = None
-        # A batch must not keep the next exposure waiting.
-        self._ahead = 64 if settings.rate_hz <= 300.0 else 8
+        self._batch: Batch | None = None
+        # Making a batch must not keep the next exposure waiting.
+        self._ahead = 64 if settings.rate_hz <= 100.0 else 32 if settings.rate_hz <= 300.0 else 8
 
     @property
     def story_s(self) -> float:
@@ -154,20 +157,19 @@ class Tracker:
                     "expected insert, hide or block (tool, seconds), carry (tool, away_mm), unplug or plug (tool), "
                     "knock or shift (mm), or stop (see --help)"
                 )
-        self._batch = None
+        self._forget(frame)
 
     def expose(self, frame: int) -> Exposure:
         """Return an exposure; frames come in rising order."""
-        batch = self._batch_of(frame)
-        n = frame - batch.first
-        tools = tuple(self._show(name, batch, n, frame) for name in self.stage.tools)
-        t = batch.truths
-        tip, axis = (None if v is None else v[n] for v in (t.tip_ct_mm, t.axis_ct))
-        return Exposure(frame, tools, t.phases[n], tip, axis)
+        batch = self.batch_of(frame)
+        return batch.exposures[frame - batch.first]
 
-    def prepare(self, frame: int) -> None:
-        """Make the batch of a frame that will be asked for, when there is time."""
-        self._batch_of(frame)
+    def batch_of(self, frame: int) -> Batch:
+        """Return the batch that a frame is in; it stays that one until an order comes."""
+        batch = self._batch
+        if batch is None or not 0 <= frame - batch.first < self._ahead:
+            batch = self._batch = self._make(frame)
+        return batch
 
     def inserting(self, frame: int) -> bool:
         """Say whether an insertion has begun."""
@@ -186,13 +188,16 @@ class Tracker:
             raise InputError(f"no tool {tool!r}; expected one of {', '.join(self.stage.tools)}")
         return tool
 
-    def _batch_of(self, frame: int) -> _Batch:
-        batch = self._batch
-        if batch is None or not 0 <= frame - batch.first < self._ahead:
-            batch = self._batch = self._make(frame)
-        return batch
+    def _forget(self, frame: int) -> None:
+        """Throw away what was made ahead from a frame on."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        self._last = dict(batch.last_before)
+        for exposure in batch.exposures[: max(frame - batch.first, 0)]:
+            self._last |= {tool.name: tool.matrix for tool in exposure.tools if tool.visible}
 
-    def _make(self, first: int) -> _Batch:
+    def _make(self, first: int) -> Batch:
         frames = np.arange(first, first + self._ahead)
         t = frames / self.settings.rate_hz
         since = np.zeros(len(frames))
@@ -202,7 +207,12 @@ class Tracker:
         poses = {name: self._carried(name, pose) for name, pose in truths.poses.items()}
         blockers = [_arm(poses[span.tool], frames, span) for span in self._blocked if span.end > first]
         sightings = {name: self._watcher.observe(name, frames, pose, blockers) for name, pose in poses.items()}
-        return _Batch(first, Truths(poses, truths.visible, truths.phases, truths.tip_ct_mm, truths.axis_ct), sightings)
+        before = dict(self._last)
+        shown = [self._show(name, frames, truths, sightings[name], poses[name]) for name in self.stage.tools]
+        nothing = (None,) * len(frames)
+        tips, axes = (nothing if v is None else tuple(v) for v in (truths.tip_ct_mm, truths.axis_ct))
+        made = zip(frames.tolist(), zip(*shown, strict=True), truths.phases, tips, axes, strict=True)
+        return Batch(first, tuple(Exposure(*each) for each in made), before)
 
     def _carried(self, name: str, poses: Array) -> Array:
         if not self._carried_mm[name]:
@@ -211,19 +221,28 @@ class Tracker:
         poses[:, 2, 3] -= self._carried_mm[name]
         return poses
 
-    def _show(self, name: str, batch: _Batch, n: int, frame: int) -> Shown:
-        seen = batch.sightings[name]
-        status = Sight(int(seen.sight[n])).name
-        if not batch.truths.visible[name][n] or any(s.tool == name and s.first <= frame < s.end for s in self._hidden):
-            status = UNSEEN
+    def _show(self, name: str, frames: NDArray[np.int64], truths: Truths, seen: Sighting, true: Array) -> list[Shown]:
+        """Return one tool of each exposure."""
+        unseen = ~truths.visible[name]
+        for span in self._hidden:
+            if span.tool == name:
+                unseen |= (frames >= span.first) & (frames < span.end)
+        words = np.where(unseen, UNSEEN, _WORDS[seen.sight])
         if name in self._unplugged:
-            status = UNPLUGGED
-        true, used, error_mm = batch.truths.poses[name][n], seen.used[n], float(seen.error_mm[n])
-        if status == "OK":
-            self._last[name] = seen.poses[n]
-            return Shown(name, seen.poses[n], status, true, used, error_mm)
-        matrix = self._last[name] if self.settings.hidden == "last" else np.eye(4)
-        return Shown(name, matrix, status, true, np.zeros_like(used), 0.0)
+            words = np.full(len(frames), UNPLUGGED)
+        result = []
+        for n, status in enumerate(words.tolist()):
+            if status == "OK":
+                self._last[name] = seen.poses[n]
+                result.append(Shown(name, seen.poses[n], status, true[n], seen.used[n], float(seen.error_mm[n])))
+            else:
+                matrix = self._last[name] if self.settings.hidden == "last" else _IDENTITY
+                result.append(Shown(name, matrix, status, true[n], np.zeros_like(seen.used[n]), 0.0))
+        return result
+
+
+_WORDS: Final = np.array([sight.name for sight in Sight])
+_IDENTITY: Final = np.eye(4)
 
 
 def _arm(poses: Array, frames: NDArray[np.int64], span: _Span) -> Blocker:

@@ -36,7 +36,7 @@ from navsrv.wire.openigtlink import (
     timestamp_from_ns,
 )
 from simulators.arguments import Parser, number, whole
-from simulators.exposures import HIDDEN, Exposure, Shown, Tracker
+from simulators.exposures import HIDDEN, Batch, Exposure, Shown, Tracker
 from simulators.link import Connection, Loop, Server, emit
 from simulators.stages import Procedure
 from simulators.tracker_arguments import ORDERS, add_stage, require_case, tracker_of
@@ -106,31 +106,64 @@ class Wishes:
 
 
 class Service:
-    """What the clients of one tracker get: exposures as they asked, and answers."""
+    """What the clients of one tracker get: exposures as they asked, and answers.
 
-    def __init__(self, tracker: Tracker, unasked: str) -> None:
+    Parameters
+    ----------
+    time_ns_of : function of the frame's number
+        The stamp of an exposure.
+    """
+
+    def __init__(self, tracker: Tracker, unasked: str, time_ns_of: Callable[[int], int]) -> None:
+        self._tracker, self._time_ns_of = tracker, time_ns_of
         self._period_ns = round(1e9 / tracker.settings.rate_hz)
         self._silent = tracker.settings.hidden == "silent"
         self._unasked = {unasked: 0} if unasked != "none" else {}
         self._wishes: dict[Connection, Wishes] = {}
-        self._newest: tuple[Exposure, int] | None = None
+        self._batch: Batch | None = None
+        self._encoded: dict[tuple[str, int], list[bytes]] = {}
+        self._newest: Exposure | None = None
 
-    def show(self, exposure: Exposure, pose_time_ns: int, server: Server) -> None:
+    def show(self, exposure: Exposure, server: Server) -> None:
         """Send an exposure to every client that it is due to."""
-        self._newest = exposure, pose_time_ns
-        made: dict[tuple[str, int], bytes] = {}
+        self._newest = exposure
+        pose_time_ns = self._time_ns_of(exposure.frame)
         if len(self._wishes) > len(server.clients):
             self._wishes = {c: w for c, w in self._wishes.items() if c in server.clients}
 
         def due(client: Connection) -> bytes:
             version = 2 if client.spoke_version_2 else 1
             kinds = self._wishes_of(client).due(pose_time_ns, self._period_ns)
-            for kind in kinds:
-                if (kind, version) not in made:
-                    made[kind, version] = self._encoded(kind, version)
-            return b"".join(made[kind, version] for kind in kinds)
+            return b"".join(self._ready(kind, version, exposure.frame) for kind in kinds)
 
         server.offer(due)
+
+    def prepare(self, frame: int, server: Server) -> None:
+        """Encode ahead, while there is time, what the clients will get."""
+        if self._tracker.batch_of(frame) is self._batch:
+            return
+        for client in server.clients:
+            for kind in self._wishes_of(client).interval_ns:
+                self._ready(kind, 2 if client.spoke_version_2 else 1, frame)
+
+    def _ready(self, kind: str, version: int, frame: int) -> bytes:
+        """Return the messages of an exposure; those of a whole batch are encoded at once, which costs half."""
+        batch = self._tracker.batch_of(frame)
+        if batch is not self._batch:
+            self._batch, self._encoded = batch, {}
+        if (kind, version) not in self._encoded:
+            self._encoded[kind, version] = [self._encode(exposure, kind, version) for exposure in batch.exposures]
+        return self._encoded[kind, version][frame - batch.first]
+
+    def _encode(self, exposure: Exposure, kind: str, version: int, device: str = "") -> bytes:
+        """Return the messages of an exposure, or of one device of it; nothing where it has none of that name."""
+        tools = exposure.tools
+        if device not in ("", DEVICE):
+            tools = tuple(t for t in tools if f"{t.name}ToTracker" == device)
+            if not tools:
+                return b""
+        time_ns = self._time_ns_of(exposure.frame)
+        return encode_exposure(tools, exposure.frame, time_ns, version, kind, self._silent)
 
     def hear(self, client: Connection, message: Message) -> None:
         """Answer a client."""
@@ -152,7 +185,10 @@ class Service:
             case Verb.GET if kind == "CAPABILITY":
                 self._answer(client, Capability(CAPABILITIES))
             case Verb.GET:
-                data = self._encoded(kind, version, message.device) if kind in KINDS else b""
+                newest = self._newest
+                data = (
+                    b"" if newest is None or kind not in KINDS else self._encode(newest, kind, version, message.device)
+                )
                 if data:
                     client.push(data)
                 else:
@@ -169,18 +205,6 @@ class Service:
     def _answer(self, client: Connection, body: Body) -> None:
         version = 2 if client.spoke_version_2 else 1
         client.push(encode(Message(DEVICE, timestamp_from_ns(time.time_ns()), body, version)))
-
-    def _encoded(self, kind: str, version: int, device: str = "") -> bytes:
-        """Return the newest exposure, or of it one device's part; nothing before the first."""
-        if self._newest is None:
-            return b""
-        exposure, pose_time_ns = self._newest
-        tools = exposure.tools
-        if device not in ("", DEVICE):
-            tools = tuple(t for t in tools if f"{t.name}ToTracker" == device)
-            if not tools:
-                return b""
-        return encode_exposure(tools, exposure.frame, pose_time_ns, version, kind, self._silent)
 
 
 def arguments() -> Parser:
@@ -237,32 +261,34 @@ def serve(tracker: Tracker, args: argparse.Namespace, log: Callable[[dict[str, A
     """Serve exposures on a socket until stopped."""
     # One offset for the whole run: stamps stay as regular as the monotonic clock that paces them.
     wall_from_monotonic_ns = time.time_ns() - time.monotonic_ns()
-    service = Service(tracker, args.message)
-    latency_ns = round(args.latency_ms * 1e6)
-    zero_ns: int | None = None
-    phase, newest = "", 0
+    latency_ns: int = round(args.latency_ms * 1e6)
+    zero_ns, phase, newest = 0, "", -1
+
+    def time_ns_of(frame: int) -> int:
+        return zero_ns + frame * loop.period_ns - latency_ns + wall_from_monotonic_ns
 
     def tick(deadline_ns: int) -> None:
         nonlocal zero_ns, phase, newest
-        pose_time_ns = deadline_ns - latency_ns + wall_from_monotonic_ns
-        if zero_ns is None:
-            zero_ns, tracker.wall_s = deadline_ns, pose_time_ns * 1e-9
+        if newest < 0:
+            zero_ns = deadline_ns
+            tracker.wall_s = time_ns_of(0) * 1e-9
         frame = newest = round((deadline_ns - zero_ns) / loop.period_ns)
         exposure = tracker.expose(frame)
         sent_ns = time.monotonic_ns()
-        service.show(exposure, pose_time_ns, server)
+        service.show(exposure, server)
         if log is not None:
-            log(record(exposure, pose_time_ns, sent_ns))
+            log(record(exposure, time_ns_of(frame), sent_ns))
         if tracker.inserting(frame) and exposure.phase != phase:
             phase = exposure.phase
-            emit({"event": "phase", "phase": phase, "pose_time_ns": pose_time_ns})
-        tracker.prepare(frame + 1)
+            emit({"event": "phase", "phase": phase, "pose_time_ns": time_ns_of(frame)})
+        service.prepare(frame + 1, server)
 
     def obey(order: dict[str, Any]) -> None:
         tracker.command(order, newest + 1)
         emit({"event": "done", "do": order["do"], "frame": newest + 1})
 
     loop = Loop("tracker", args.rate_hz, tick, obey, delays(args.seed, args.jitter_ms, args.rate_hz))
+    service = Service(tracker, args.message, time_ns_of)
     try:
         server = Server(loop, args.host, args.port, service.hear)
     except Exception:
