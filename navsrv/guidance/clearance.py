@@ -10,6 +10,7 @@ with less, and the value then says by how much it can miss the truth.  The bound
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,8 @@ from navsrv.anatomy._kernels import STACK
 from navsrv.anatomy.bvh import ABSENT, DistanceStructure, Sign
 from navsrv.anatomy.mesh import Mesh
 from navsrv.guidance import _kernels as kernels
+from navsrv.guidance import _zone_kernels as zone_kernels
+from navsrv.kernel.frames import rotation_defect
 
 Array = NDArray[np.float64]
 
@@ -78,6 +81,53 @@ class Clearances:
         self.shaft_visits = self._visits[s:]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Zone:
+    """An ellipsoid in CT, such as what an ablation is expected to destroy.
+
+    Attributes
+    ----------
+    centre_ct_mm : (3,)
+    R_ct_from_zone : (3, 3)
+        Its axes in CT as columns.
+    semi_axes_mm : (3,)
+        Half its extent along each.
+    """
+
+    centre_ct_mm: Array
+    R_ct_from_zone: Array
+    semi_axes_mm: Array
+
+
+class ZoneClearances:
+    """Room for a zone's clearances of S structures, filled in place.
+
+    Attributes
+    ----------
+    distance_mm : (S,)
+        Where the zone's centre is outside: the least signed distance of the structure's surface from the ellipsoid,
+        negative where it reaches into the zone.  Where the centre is inside, ``m`` being that least distance and r the
+        smallest half axis: ``-(2 r + m)``, which goes on from ``-r`` at the surface as the zone goes deeper.  For a
+        sphere both are the signed distance of the centre less the radius.  Negative if and only if zone and structure
+        touch.
+    error_mm : (S,)
+        How much lower the least distance can be, certified: at most 8e-4, more only where the bound on time was met.
+    nearest_mm : (S, 3)
+        That point of the structure's surface, CT.
+    zone_nearest_mm : (S, 3)
+        The point of the ellipsoid nearest to it, CT.
+    """
+
+    __slots__ = ("_block", "distance_mm", "error_mm", "nearest_mm", "zone_nearest_mm")
+
+    def __init__(self, structures: int) -> None:
+        self._block: Array = np.full((structures, 8), np.nan)
+        self.distance_mm = self._block[:, 0]
+        self.error_mm = self._block[:, 1]
+        self.nearest_mm = self._block[:, 2:5]
+        self.zone_nearest_mm = self._block[:, 5:]
+
+
 class ClearanceEngine:
     """Distances to a fixed set of structures.  One engine serves one thread: its work space is shared by its calls."""
 
@@ -117,6 +167,7 @@ class ClearanceEngine:
         self._work = (np.zeros(STACK, np.int64), np.zeros(STACK), np.zeros(8), np.zeros((room, 12)))
         self._interval_slot = np.zeros((room, 2), np.int64)
         self._pose = np.zeros(8)
+        self._pieces = np.zeros((zone_kernels.PIECES, 9))
 
     def measure(
         self, tip_ct_mm: ArrayLike, axis_ct: ArrayLike, length_mm: float, radius_mm: float, out: Clearances
@@ -162,6 +213,43 @@ class ClearanceEngine:
             right = f"finite numbers below {FARTHEST_MM:g} mm, a unit axis, length and radius >= 0"
             raise ValueError(f"pose {pose.tolist()}: expected {right}")
 
+    def measure_zone(self, zone: Zone, out: ZoneClearances) -> None:
+        """Fill ``out`` for an ellipsoid.
+
+        Raises
+        ------
+        ValueError
+            Not finite, a half axis that is not above 0, axes that are no rotation, ``out`` of another size.
+        """
+        R = np.ascontiguousarray(zone.R_ct_from_zone, np.float64)
+        centre = np.asarray(zone.centre_ct_mm, np.float64)
+        semi_axes = np.asarray(zone.semi_axes_mm, np.float64)
+        ok = (
+            out.distance_mm.size == self.count
+            and centre.shape == semi_axes.shape == (3,)
+            and R.shape == (3, 3)
+            and rotation_defect(R) < 1e-6
+            and bool(np.abs(centre).max() < FARTHEST_MM)
+            and zone_kernels.measure_zone(
+                centre,
+                R,
+                semi_axes,
+                self._meta_f,
+                self._meta_i,
+                self._trees,
+                self._signs,
+                self._grid_slot,
+                self._work,
+                self._pieces,
+                out._block,
+            )
+        )
+        if not ok:
+            found = f"zone at {centre.tolist()} mm, half axes {semi_axes.tolist()} mm"
+            raise ValueError(
+                f"{found}: expected finite numbers, half axes above 0, a rotation, {self.count} structures"
+            )
+
 
 def _joined(
     parts: Sequence[NDArray[np.generic]], empty: tuple[int, ...], kind: type[np.generic]
@@ -173,6 +261,6 @@ def _joined(
 
 
 def warm_up() -> None:
-    """Compile everything that building and measuring need, so that the first pose does not wait for it."""
+    """Compile what building and measuring need but for zones, so that the first pose does not wait for it."""
     engine = ClearanceEngine([DistanceStructure.build(TETRAHEDRON)])
     engine.measure((20.0, 20.0, 20.0), (0.0, 0.0, -1.0), 30.0, 1.0, Clearances(1))

@@ -8,7 +8,7 @@ over the lever to ``p`` (not to the tip, and from there to ``p``).
 - registration: ``n^T J C J^T n`` with ``J = [-[p]x, I]`` and C the covariance of ``T_ct_from_ref``, inflated by what
   held-out registrations of its method show (docs/doubt.md);
 - tracker, of tool and reference: translation, and rotation about the body's origin: ``noise |lever x n|``;
-- calibration of the tool: tip, and across the shaft the axis' angle times the distance from the tip;
+- calibration of the tool: tip, and the axis' angle, as a turn about the tip;
 - bending across the shaft, most at the tip (``guidance/bending.py``);
 - time: what is unknown of it times the velocity of ``p``, and what the patient moved between the poses of a pair;
 - the structure: its segmentation, and its motion against the bone that it follows.
@@ -75,11 +75,18 @@ def _lever2(px: float, py: float, pz: float, nx: float, ny: float, nz: float, po
 
 @njit(cache=True, nogil=True)
 def _sigma(
-    offset: float, nearest: Array, pose: Array, velocity: Array, covariance: Array, terms: Array, structure_mm: float
+    point: tuple[float, float, float],
+    nearest: Array,
+    pose: Array,
+    velocity: Array,
+    covariance: Array,
+    terms: Array,
+    structure_mm: float,
 ) -> float:
-    """Return the sigma (mm) of the point of the axis ``offset`` behind the tip against the point ``nearest``."""
+    """Return the sigma (mm) of a ``point`` that moves with the instrument against the point ``nearest``."""
     ax, ay, az = pose[3], pose[4], pose[5]
-    px, py, pz = pose[0] - offset * ax, pose[1] - offset * ay, pose[2] - offset * az
+    px, py, pz = point
+    offset = ax * (pose[0] - px) + ay * (pose[1] - py) + az * (pose[2] - pz)
     nx, ny, nz = px - nearest[0], py - nearest[1], pz - nearest[2]
     norm = np.sqrt(nx * nx + ny * ny + nz * nz)
     if norm < 1e-9:
@@ -97,9 +104,11 @@ def _sigma(
     variance += terms[REFERENCE_MM] ** 2
     variance += terms[REFERENCE_RAD] ** 2 * _lever2(px, py, pz, nx, ny, nz, pose, REFERENCE_AT)
     left = 1.0 - offset / terms[LENGTH_MM] if terms[LENGTH_MM] > 0.0 else 0.0
-    bent = terms[BENDING_MM] * 0.5 * left * left * (3.0 - left)
+    # Beyond the tip a zone is carried on straight.
+    bent = terms[BENDING_MM] * (0.5 * left * left * (3.0 - left) if left <= 1.0 else 1.5 * left - 0.5)
     across = max(0.0, 1.0 - (nx * ax + ny * ay + nz * az) ** 2)
-    variance += terms[TIP_MM] ** 2 + across * ((terms[AXIS_RAD] * offset) ** 2 + bent * bent)
+    variance += terms[TIP_MM] ** 2 + terms[AXIS_RAD] ** 2 * _lever2(px, py, pz, nx, ny, nz, pose, TIP_AT)
+    variance += across * bent * bent
     vx = velocity[0] - offset * velocity[3]
     vy = velocity[1] - offset * velocity[4]
     vz = velocity[2] - offset * velocity[5]
@@ -116,6 +125,7 @@ def _sigma(
 def propagate(
     tip: tuple[Array, Array, Array],
     shaft: tuple[Array, Array, Array, Array],
+    zone: tuple[Array, Array, Array, Array],
     pose: Array,
     velocity: Array,
     covariance: Array,
@@ -123,7 +133,7 @@ def propagate(
     structure_mm: Array,
     out: Array,
 ) -> int:
-    """Fill ``out`` for the rows of the tip, then those of the shaft; return the first row that is no number, or -1.
+    """Fill ``out`` for the rows of tip, shaft and zone; return the first row that is no number, or -1.
 
     Parameters
     ----------
@@ -131,6 +141,8 @@ def propagate(
         Distances (mm), by how much they can miss the truth, nearest points of the structures in CT.
     shaft : (S,), (S,), (S, 3), (S,)
         The same, and how far (mm) behind the tip the nearest point of the axis is.
+    zone : (S,), (S,), (S, 3), (S, 3)
+        The same, and the zone's nearest points; all empty without a zone.
     pose : (12,)
         See ``TIP_AT`` and following: CT, mm.
     velocity : (6,)
@@ -141,19 +153,24 @@ def propagate(
         See ``TOOL_MM`` and following.
     structure_mm : (S,)
         Sigma of each structure by itself: segmentation and motion.
-    out : (3, 2 S)
+    out : (3, 2 S) or (3, 3 S)
         Distance, sigma, lower bound, mm.
     """
     count = structure_mm.size
     bad = -1
-    for i in range(2 * count):
-        k = i if i < count else i - count
+    for i in range(out.shape[1]):
+        k = i % count
         if i < count:
-            distance, error = tip[0][k], tip[1][k]
-            sigma = _sigma(0.0, tip[2][k], pose, velocity, covariance, terms, structure_mm[k])
+            distance, error, nearest = tip[0][k], tip[1][k], tip[2][k]
+            point = (pose[0], pose[1], pose[2])
+        elif i < 2 * count:
+            distance, error, nearest = shaft[0][k], shaft[1][k], shaft[2][k]
+            offset = shaft[3][k]
+            point = (pose[0] - offset * pose[3], pose[1] - offset * pose[4], pose[2] - offset * pose[5])
         else:
-            distance, error = shaft[0][k], shaft[1][k]
-            sigma = _sigma(shaft[3][k], shaft[2][k], pose, velocity, covariance, terms, structure_mm[k])
+            distance, error, nearest = zone[0][k], zone[1][k], zone[2][k]
+            point = (zone[3][k, 0], zone[3][k, 1], zone[3][k, 2])
+        sigma = _sigma(point, nearest, pose, velocity, covariance, terms, structure_mm[k])
         # What the bound on time left uncertain counts as doubt; it is zero wherever a level could depend on it.
         sigma += error / Z95
         out[0, i], out[1, i], out[2, i] = distance, sigma, distance - Z95 * sigma

@@ -32,6 +32,7 @@ SURE: Final = 2.0
 """An approach below this many sigma of its own noise is no approach."""
 HORIZON_S: Final = 60.0
 """Beyond it a time to contact says nothing."""
+NONE: Final[Array] = np.zeros(0)
 
 
 class Motion:
@@ -39,9 +40,9 @@ class Motion:
 
     Attributes
     ----------
-    closing_mm_s : (2 S,)
-        Of the rows of tip and shaft, positive when coming nearer; not a number while not known.
-    contact_s : (2 S,)
+    closing_mm_s : (2 S,) or (3 S,)
+        Of the rows of tip, shaft and zone, positive when coming nearer; not a number while not known.
+    contact_s : (2 S,) or (3 S,)
         Time to contact at that speed, delayed like it: 0 in contact; not a number where the row does not close in, not
         surely (``SURE``) or not within ``HORIZON_S``.
     velocity : (6,)
@@ -60,8 +61,8 @@ class Motion:
         "velocity",
     )
 
-    def __init__(self, structures: int, rate_hz: float) -> None:
-        rows = 2 * structures
+    def __init__(self, structures: int, rate_hz: float, *, zone: bool = False) -> None:
+        rows = (3 if zone else 2) * structures
         self._window_ns = max(WINDOW_NS, int(2e9 / rate_hz))
         self._times = np.zeros(ROOM, np.int64)
         self._values = np.zeros((ROOM, 6 + rows))
@@ -71,7 +72,9 @@ class Motion:
         self.contact_s: Array = np.full(rows, np.nan)
         self.velocity: Array = np.zeros(6)
 
-    def step(self, time_ns: int, stamp_source: str, pose: Array, tip_mm: Array, shaft_mm: Array) -> None:
+    def step(
+        self, time_ns: int, stamp_source: str, pose: Array, tip_mm: Array, shaft_mm: Array, zone_mm: Array = NONE
+    ) -> None:
         """Take a pose of the time ``time_ns``; one of the same time as the last changes nothing.
 
         Parameters
@@ -80,8 +83,8 @@ class Motion:
             The clock of ``time_ns``.
         pose : (6,) or longer
             Tip (mm) and axis in CT.
-        tip_mm, shaft_mm : (S,)
-            Distances of the rows.
+        tip_mm, shaft_mm, zone_mm : (S,)
+            Distances of the rows; of the zone empty if there is none.
         """
         if stamp_source != self._source:
             self._source = stamp_source
@@ -92,6 +95,7 @@ class Motion:
             pose,
             tip_mm,
             shaft_mm,
+            zone_mm,
             self._times,
             self._values,
             self._head,
@@ -112,6 +116,7 @@ def _step(
     pose: Array,
     tip_mm: Array,
     shaft_mm: Array,
+    zone_mm: Array,
     times: NDArray[np.int64],
     values: Array,
     head: NDArray[np.int64],
@@ -135,6 +140,8 @@ def _step(
         for k in range(structures):
             values[at, 6 + k] = tip_mm[k]
             values[at, 6 + structures + k] = shaft_mm[k]
+        for k in range(zone_mm.size):
+            values[at, 6 + 2 * structures + k] = zone_mm[k]
     while time_ns - times[(at - count + 1) % ROOM] > window_ns:
         count -= 1
     head[0], head[1] = at, count

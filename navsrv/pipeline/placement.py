@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from navsrv.guidance.clearance import ClearanceEngine, Clearances
+from navsrv.guidance.clearance import ClearanceEngine, Clearances, Zone, ZoneClearances
 from navsrv.guidance.doubt import (
     AXIS_AT,
     AXIS_RAD,
@@ -39,7 +39,7 @@ from navsrv.kernel.samples import PoseSample
 from navsrv.pipeline.chain import place_instrument
 from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.registrations import Registration
-from navsrv.pipeline.setup import Setup, SourceSetup, ToolSetup
+from navsrv.pipeline.setup import Setup, SourceSetup, StructureSetup, ToolSetup, ZoneSetup
 from navsrv.wire.guidance import StructureRow
 
 FARTHEST_MM: Final = 1e6
@@ -60,7 +60,7 @@ class Placed:
     q_wxyz : tuple
         ``R_ct_from_tip``: the tip frame has +z from hub to tip.
     rows : list of StructureRow
-        Tip rows of all structures, then shaft rows.
+        Tip rows of all structures, then shaft rows, then those of the zone if the tool has one.
     ranks : list of int
         Level (0 to 3) of each row.
     """
@@ -96,11 +96,14 @@ class Placement:
         self._tip_tool_mm = np.array(tool.tip_mm, dtype=np.float64)
         count = len(setup.structures)
         self._clearances = c = Clearances(count)
+        z = self._zone_clearances = ZoneClearances(0 if tool.zone is None else count)
+        self._zone_rows = (z.distance_mm, z.error_mm, z.nearest_mm, z.zone_nearest_mm)
         self._tip_rows = (c.tip_distance_mm, c.tip_error_mm, c.tip_nearest_mm)
         self._shaft_rows = (c.shaft_distance_mm, c.shaft_error_mm, c.shaft_nearest_mm, c.shaft_axis_offset_mm)
-        self._motion = Motion(count, source.spec.rate_hz)
+        self._motion = Motion(count, source.spec.rate_hz, zone=tool.zone is not None)
         self._pose = np.zeros(POSE)
-        self._found = np.zeros((3, 2 * count))
+        parts = parts_of(tool)
+        self._found = np.zeros((3, len(parts) * count))
         self._structure_mm = np.array([hypot(s.sigma_mm, s.motion_mm) for s in setup.structures])
         self._turned_mm = np.array([hypot(s.sigma_mm, max(s.motion_mm, s.turned_mm)) for s in setup.structures])
         self._inflation = setup.inflation
@@ -110,17 +113,20 @@ class Placement:
         self._terms[[REFERENCE_MM, REFERENCE_RAD]] = noisy.noise_mm, noisy.noise_rad
         self._terms[[TIP_MM, AXIS_RAD]] = tool.tip_sigma_mm, tool.axis_sigma_rad
         self._terms[[BENDING_MM, LENGTH_MM]] = tool.bending_sigma_mm, tool.length_mm
-        self._levels: list[LevelState] = [LevelState()] * (2 * count)
+        self._levels: list[LevelState] = [LevelState()] * (len(parts) * count)
         self._row_of: list[tuple[str, str, str, Limits | None]] = [
-            (s.name, s.kind, part, s.limits if s.kind == "critical" else None)
-            for part in ("tip", "shaft")
-            for s in setup.structures
+            (s.name, s.kind, part, s.limits if judged(s, part) else None) for part in parts for s in setup.structures
         ]
+        self._in_use = 2 * count
+        """Rows that levels are given to: those of a zone only while it is made."""
 
-    def place(self, now_ns: int, pair: Pair, accepted: Registration, tissue_seen: bool = True) -> Placed:
+    def place(
+        self, now_ns: int, pair: Pair, accepted: Registration, tissue_seen: bool = True, ablating: bool = False
+    ) -> Placed:
         """Return the instrument of a pair of poses, in CT, at ``now_ns``.
 
         ``tissue_seen``: soft tissue was seen since the patient was turned; if not, its motion is doubted more.
+        ``ablating``: the zone is meant, and has levels.
 
         Raises
         ------
@@ -145,6 +151,8 @@ class Placement:
             raise NotPlaced(f"tip at {tip.tolist()} mm")
         try:
             self._engine.measure(tip, axis, self._tool.length_mm, self._tool.radius_mm, clearances)
+            if self._tool.zone is not None:
+                self._measure_zone(self._tool.zone, tip, axis)
         except ValueError as refusal:
             raise NotPlaced(str(refusal)) from None
         self._motion.step(
@@ -153,8 +161,10 @@ class Placement:
             pose,
             clearances.tip_distance_mm,
             clearances.shaft_distance_mm,
+            self._zone_clearances.distance_mm,
         )
         self._doubt(now_ns, pair, accepted, tip, tissue_seen)
+        self._in_use = len(self._row_of) if ablating else 2 * self._engine.count
         rows, ranks = self._rows(now_ns)
         path = self._path
         return Placed(tip, axis, q_wxyz, rows, ranks, None if path is None else deviation_of(path, pose))
@@ -163,6 +173,11 @@ class Placement:
         """Take note that geometry is not valid: motion begins anew, levels wait."""
         self._levels = [step_unknown(level, now_ns) for level in self._levels]
         self._motion.forget()
+
+    def _measure_zone(self, zone: ZoneSetup, tip: Array, axis: Array) -> None:
+        semi_axes_mm = np.array([zone.across_mm, zone.across_mm, zone.along_mm])
+        centre = tip + zone.ahead_mm * axis
+        self._engine.measure_zone(Zone(centre, rotation_z_onto(axis), semi_axes_mm), self._zone_clearances)
 
     def _doubt(self, now_ns: int, pair: Pair, accepted: Registration, tip: Array, tissue_seen: bool) -> None:
         """Fill in distances, sigmas and bounds."""
@@ -178,6 +193,7 @@ class Placement:
         bad = propagate(
             self._tip_rows,
             self._shaft_rows,
+            self._zone_rows,
             self._pose,
             self._motion.velocity,
             accepted.covariance,
@@ -192,11 +208,12 @@ class Placement:
     def _rows(self, now_ns: int) -> tuple[list[StructureRow], list[int]]:
         rows: list[StructureRow] = []
         ranks: list[int] = []
-        levels = self._levels
+        levels, in_use = self._levels, self._in_use
+        nearest = self._clearances.tip_nearest_mm.tolist() + self._clearances.shaft_nearest_mm.tolist()
         values = zip(
             self._row_of,
             *self._found.tolist(),
-            self._clearances.tip_nearest_mm.tolist() + self._clearances.shaft_nearest_mm.tolist(),
+            nearest + self._zone_clearances.nearest_mm.tolist(),
             self._motion.closing_mm_s.tolist(),
             self._motion.contact_s.tolist(),
             levels,
@@ -204,11 +221,24 @@ class Placement:
         )
         for (name, kind, part, limits), distance, sigma, lower, (x, y, z), closing, contact, level in values:
             if limits is not None and (level.rank or lower < limits.caution_mm):
-                level = levels[len(rows)] = step_level(level, lower, limits, now_ns)
+                if len(rows) < in_use:
+                    level = levels[len(rows)] = step_level(level, lower, limits, now_ns)
+                elif level.rank:
+                    level = levels[len(rows)] = LevelState()
             ranks.append(level.rank)
             speed, soon = closing if closing == closing else None, contact if contact == contact else None
             rows.append(StructureRow(name, kind, part, distance, sigma, lower, (x, y, z), speed, level.level, soon))
         return rows, ranks
+
+
+def parts_of(tool: ToolSetup) -> tuple[str, ...]:
+    """Return the parts of a tool that have rows."""
+    return ("tip", "shaft") if tool.zone is None else ("tip", "shaft", "zone")
+
+
+def judged(structure: StructureSetup, part: str) -> bool:
+    """Say whether a structure's row has levels: one of a critical structure, or of skin that a zone could burn."""
+    return structure.kind == "critical" or (structure.kind == "skin" and part == "zone")
 
 
 def _pose(sample: PoseSample) -> Rigid:

@@ -27,6 +27,23 @@ class SourceSetup:
     noise_rad: float
 
 
+@dataclass(frozen=True, slots=True)
+class ZoneSetup:
+    """A spheroid about the shaft's axis, such as what an ablation is expected to destroy.
+
+    Attributes
+    ----------
+    across_mm, along_mm : float
+        Half its extent across the axis and along it.
+    ahead_mm : float
+        How far its centre lies ahead of the tip; negative for behind.
+    """
+
+    across_mm: float
+    along_mm: float
+    ahead_mm: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ToolSetup:
     """A guided instrument.
@@ -44,6 +61,8 @@ class ToolSetup:
         From the tool's calibration.
     bending_sigma_mm : float
         Of the tip, across the axis, when the shaft is bent.
+    zone : ZoneSetup or None
+        What is measured as a zone at the tip.
     """
 
     name: str
@@ -56,6 +75,7 @@ class ToolSetup:
     tip_sigma_mm: float
     axis_sigma_rad: float
     bending_sigma_mm: float = 0.0
+    zone: ZoneSetup | None = None
 
 
 @dataclass(frozen=True, slots=True)

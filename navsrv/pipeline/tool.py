@@ -38,7 +38,7 @@ from navsrv.pipeline.alarm_log import alarm_note, audio_note
 from navsrv.pipeline.crossings import Crossings
 from navsrv.pipeline.inputs import Note
 from navsrv.pipeline.links import GOOD, PoseLink, Standing
-from navsrv.pipeline.placement import NotPlaced, Pair, Placed, Placement
+from navsrv.pipeline.placement import NotPlaced, Pair, Placed, Placement, judged, parts_of
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, ToolSetup
 from navsrv.pipeline.tissue import Tissue
@@ -118,10 +118,11 @@ class ToolGuide:
         self._path_mm = 0.0 if path is None else math.dist(path.entry_ct_mm, path.target_ct_mm)
         self._unknown_rows = [
             StructureRow(s.name, s.kind, part, None, None, None, None, None, "unknown")
-            for part in ("tip", "shaft")
+            for part in parts_of(tool)
             for s in setup.structures
         ]
         self._watched: Watched = ()
+        self._watched_ablating: Watched = ()
         self.rewatch()
         self._told: dict[str, int] = {}
         self._onsets: dict[int, Onset] = {}
@@ -133,11 +134,11 @@ class ToolGuide:
     def rewatch(self) -> None:
         """Watch the critical structures that are not excepted now."""
         structures = self._setup.structures
-        self._watched = [
-            (i, s.limits)
-            for i, s in enumerate((*structures, *structures))
-            if s.kind == "critical" and s.name not in self.crossings
+        rows = enumerate((part, s) for part in parts_of(self.tool) for s in structures)
+        self._watched_ablating = [
+            (i, s.limits) for i, (part, s) in rows if judged(s, part) and s.name not in self.crossings
         ]
+        self._watched = [(i, limits) for i, limits in self._watched_ablating if i < 2 * len(structures)]
 
     # -- one frame ---------------------------------------------------------------------------------------------
 
@@ -149,7 +150,9 @@ class ToolGuide:
         placed = None
         if pair is not None and registrations.accepted is not None and _worst(standings).state in GEOMETRY_STATES:
             try:
-                placed = self._placement.place(now_ns, pair, registrations.accepted, room.tissue.seen)
+                placed = self._placement.place(
+                    now_ns, pair, registrations.accepted, room.tissue.seen, room.phase == "ablation"
+                )
             except NotPlaced as fault:
                 reason = f"clearance cannot be computed: {fault}"
                 standings.append(Standing("FAULT", reason, Condition.FAULT, self.tool.name))
@@ -288,7 +291,8 @@ class ToolGuide:
         """Return what holds, by the id of its alarm."""
         found: list[Present] = []
         if placed is not None:
-            found += structure_conditions(self._rows, self._ranks, self._watched, self.alarms)
+            watched = self._watched_ablating if room.phase == "ablation" else self._watched
+            found += structure_conditions(self._rows, self._ranks, watched, self.alarms)
             if self.parked and found:
                 self._end_parking(now_ns, found)
             path = self._setup.path

@@ -79,6 +79,19 @@ class TrackerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ZoneConfig:
+    """A spheroid at the tip that is measured against every structure, such as what an ablation is expected to destroy.
+
+    Half its extent across the axis and along it; ``ahead_mm`` from the tip to its centre, negative for behind.  It has
+    levels in the phase ``ablation`` only.
+    """
+
+    across_mm: float = rule(low=0.5, high=100.0)
+    along_mm: float = rule(low=0.5, high=100.0)
+    ahead_mm: float = rule(0.0, low=-200.0, high=200.0)
+
+
+@dataclass(frozen=True, slots=True)
 class ToolConfig:
     """A tracked tool.
 
@@ -101,6 +114,7 @@ class ToolConfig:
     """In place of what load, length and diameter make; 0 for a tool that is tracked at its tip."""
     bone: str | None = None
     """Of a reference: the bone of the case that it is fixed to; none takes all bones for one."""
+    zone: ZoneConfig | None = None
 
     @property
     def radius_mm(self) -> float:

@@ -18,7 +18,7 @@ from navsrv.guidance.levels import Limits
 from navsrv.guidance.trajectory import PlannedPath
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import CT, REFERENCE, Rigid
-from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup
+from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup, ZoneSetup
 from navsrv.server.config import Config, SiteConfig, ToolConfig, TrackerConfig
 from navsrv.server.config_doubt import REGISTRATION_INFLATION, structure_faults
 from navsrv.server.config_ndi import ndi_spec
@@ -114,6 +114,7 @@ def _tool(name: str, tool: ToolConfig) -> ToolSetup:
         tip_sigma_mm=tool.tip_sigma_mm,
         axis_sigma_rad=math.radians(tool.axis_sigma_deg),
         bending_sigma_mm=_bending_mm(tool),
+        zone=None if tool.zone is None else ZoneSetup(tool.zone.across_mm, tool.zone.along_mm, tool.zone.ahead_mm),
     )
 
 

@@ -18,6 +18,10 @@ LENGTH_MM = 120.0
 TOWARDS = Rotation.random(5, rng=RNG).as_matrix()[:, :, 2]
 """From the structures to the instrument."""
 OFFSETS = np.array([0.0, 10.0, 50.0, 90.0, 120.0])
+SPREAD = 15.0 * RNG.standard_normal((5, 3))
+"""From the tip to the points of a zone."""
+BEHIND = np.concatenate([np.zeros(5), OFFSETS, -SPREAD @ AXIS])
+"""How far behind the tip each row's point is, along the axis."""
 STILL = np.zeros(6)
 EXACT = np.zeros((6, 6))
 HALF = np.diag([1e-3] * 3 + [0.4] * 3) @ (np.eye(6) + 0.4 * RNG.standard_normal((6, 6)))
@@ -36,7 +40,7 @@ NAMES = {
 
 
 def points() -> Array:
-    return np.vstack([np.tile(TIP, (5, 1)), TIP - OFFSETS[:, None] * AXIS])
+    return np.vstack([np.tile(TIP, (5, 1)), TIP - OFFSETS[:, None] * AXIS, TIP + SPREAD])
 
 
 def found(
@@ -49,16 +53,17 @@ def found(
     inflation: float = 1.0,
     **terms: float,
 ) -> Array:
-    """Return (3, 10): distance, sigma, bound of five rows of the tip and five of the shaft."""
+    """Return (3, 15): distance, sigma, bound of five rows of the tip, five of the shaft and five of a zone."""
     values = np.zeros(doubt.TERMS)
     for name, value in terms.items():
         values[NAMES[name]] = value
     values[doubt.LENGTH_MM], values[doubt.INFLATION] = LENGTH_MM, inflation
     gaps, errors, p = np.full(5, gap_mm), np.full(5, error_mm), points()
-    out = np.full((3, 10), np.nan)
+    out = np.full((3, 15), np.nan)
     tip = (gaps, errors, p[:5] - gap_mm * towards)
-    shaft = (gaps, errors, p[5:] - gap_mm * towards, OFFSETS)
-    bad = propagate(tip, shaft, POSE, velocity, covariance, values, np.full(5, structure_mm), out)
+    shaft = (gaps, errors, p[5:10] - gap_mm * towards, OFFSETS)
+    zone = (gaps, errors, p[10:] - gap_mm * towards, p[10:])
+    bad = propagate(tip, shaft, zone, POSE, velocity, covariance, values, np.full(5, structure_mm), out)
     assert (bad < 0) == bool(np.isfinite(out).all())
     return out
 
@@ -69,8 +74,8 @@ def sigma(*args: Array, **more: float) -> Array:
 
 
 def along(moved: Array) -> Array:
-    """Return the standard deviation of perturbed points (N, 10, 3) along their directions."""
-    result: Array = np.einsum("nij,ij->ni", moved - points(), np.vstack([TOWARDS, TOWARDS])).std(axis=0)
+    """Return the standard deviation of perturbed points (N, 15, 3) along their directions."""
+    result: Array = np.einsum("nij,ij->ni", moved - points(), np.vstack([TOWARDS, TOWARDS, TOWARDS])).std(axis=0)
     return result
 
 
@@ -120,7 +125,8 @@ def test_a_bent_needle_is_a_cantilever_held_at_the_hub() -> None:
     x = np.linspace(0.0, LENGTH_MM, 20001)
     slope = np.concatenate([[0.0], np.cumsum((LENGTH_MM - x[:-1]) * np.diff(x))])
     shape = np.concatenate([[0.0], np.cumsum(slope[:-1] * np.diff(x))])
-    share = np.interp(LENGTH_MM - np.concatenate([np.zeros(5), OFFSETS]), x, shape / shape[-1])
+    share = np.interp(LENGTH_MM - BEHIND, x, shape / shape[-1])
+    share += np.maximum(0.0, -BEHIND) * slope[-1] / shape[-1]
     push = RNG.standard_normal((100_000, 3))
     push -= (push @ AXIS)[:, None] * AXIS
     moved = points() + 1.5 * push[:, None, :] * share[:, None]
@@ -130,8 +136,8 @@ def test_a_bent_needle_is_a_cantilever_held_at_the_hub() -> None:
 def test_what_moves_on_in_an_unknown_time_counts_where_it_goes() -> None:
     """A tool that swings about its tip moves its hub only; the way it goes counts in full, any other by a quarter."""
     velocity = np.array([20.0, -30.0, 10.0, 0.2, 0.1, -0.3])
-    moving = velocity[:3] - np.concatenate([np.zeros(5), OFFSETS])[:, None] * velocity[3:]
-    way = np.abs(np.einsum("ij,ij->i", moving, np.vstack([TOWARDS, TOWARDS])))
+    moving = velocity[:3] - BEHIND[:, None] * velocity[3:]
+    way = np.abs(np.einsum("ij,ij->i", moving, np.vstack([TOWARDS, TOWARDS, TOWARDS])))
     speed = np.linalg.norm(moving, axis=1)
     given = found(velocity=velocity, unknown_s=0.05)[1]
     np.testing.assert_allclose(given, 0.05 * np.hypot(way, 0.25 * speed), rtol=1e-9)
