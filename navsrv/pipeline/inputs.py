@@ -68,6 +68,31 @@ class RegistrationIn(msgspec.Struct, frozen=True, gc=False, tag="registration"):
     reason: str
 
 
+class FoundIn(msgspec.Struct, frozen=True, gc=False):
+    """A needle in the reference's frame: tip and unit axis from hub to tip, covariance of both row-major (36)."""
+
+    tip_ref_mm: tuple[float, ...]
+    axis_ref: tuple[float, ...]
+    covariance: tuple[float, ...]
+
+
+class NeedleIn(msgspec.Struct, frozen=True, gc=False, tag="needle"):
+    """What still images showed of a tool: ``found``, or None and in ``text`` why they do not tell.
+
+    ``time_ns`` is the image's stamp since the Unix epoch; ``taken_ns`` the same on our monotonic clock, ``began_ns``
+    the beginning of the session on it, from which the image's minutes and seconds count.
+    """
+
+    now_ns: int
+    tool: str
+    source: str
+    time_ns: int
+    taken_ns: int
+    began_ns: int
+    text: str
+    found: FoundIn | None = None
+
+
 class ShellReport(msgspec.Struct, frozen=True, gc=False, tag="shell"):
     """Facts about the shell that frames show: deadlines missed and records lost since the start, displays connected."""
 
@@ -78,7 +103,7 @@ class ShellReport(msgspec.Struct, frozen=True, gc=False, tag="shell"):
     """None while nobody counts them."""
 
 
-Input = BytesIn | LinkUp | LinkDown | Tick | CommandIn | RegistrationIn | ShellReport
+Input = BytesIn | LinkUp | LinkDown | Tick | CommandIn | RegistrationIn | NeedleIn | ShellReport
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

@@ -23,6 +23,7 @@ from navsrv.pipeline.inputs import (
     Input,
     LinkDown,
     LinkUp,
+    NeedleIn,
     Note,
     RegistrationIn,
     Reply,
@@ -35,6 +36,7 @@ from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, frames_of
+from navsrv.pipeline.snapshot import SnapshotGuide
 from navsrv.pipeline.sources import Driver
 from navsrv.pipeline.tissue import Tissue
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
@@ -94,6 +96,8 @@ class Pipeline:
             guide.rates = [self._rate(tool.source, tool.transform)]
             if reference is not None:
                 guide.rates.append(self._rate(reference.source, reference.transform))
+        self._still = {tool.name: SnapshotGuide(setup, tool, frame, self.engine) for tool in setup.snapshots}
+        self._guides.update(self._still)
 
     def _link(self, label: str, source: str, lost: Condition) -> PoseLink:
         return PoseLink(label, self._sources[source], lost, deque(maxlen=self.setup.pose_history))
@@ -119,6 +123,8 @@ class Pipeline:
                 return self._command(item)
             case RegistrationIn():
                 return self._proposed(item)
+            case NeedleIn():
+                return self._shown_needle(item)
             case ShellReport():
                 return self._reported(item)
             case _:
@@ -250,6 +256,14 @@ class Pipeline:
             return [frame]
         notes, guide.notes = guide.notes, []
         return [frame, *notes]
+
+    def _shown_needle(self, item: NeedleIn) -> list[Output]:
+        guide = self._still[item.tool]
+        try:
+            note = guide.take(item)
+        except ValueError as fault:
+            return [Note(item.now_ns, "needle_unusable", f"{item.tool}: {fault}", {"source": item.source})]
+        return [*self._frame(guide, item.now_ns), note]
 
     # -- registration and commands -----------------------------------------------------------------------------
 
@@ -405,6 +419,14 @@ class Pipeline:
         self._named(item).parked = _argument(item, "parked", bool)
         return None
 
+    def _forget_needle(self, item: CommandIn) -> Any:
+        """Stop showing where an image saw a tool: it was moved since."""
+        guide = self._still.get(_argument(item, "tool", str))
+        if guide is None:
+            raise CommandRefused(f"{item.args['tool']!r} is no tool that images show")
+        guide.forget(f"{guide.tool.name} was moved since its last image: take another")
+        return None
+
     def _named(self, item: CommandIn) -> ToolGuide:
         name = _argument(item, "tool", str)
         if name not in self._guides:
@@ -465,6 +487,7 @@ _OPERATIONS = {
     "pause_audio": Pipeline._pause_audio,
     "set_phase": Pipeline._set_phase,
     "park_tool": Pipeline._park,
+    "forget_needle": Pipeline._forget_needle,
     "patient_turned": Pipeline._patient_turned,
     "anatomy_confirmed": Pipeline._anatomy_confirmed,
     "sample_tip": Pipeline._sample_tip,

@@ -138,12 +138,14 @@ class Setup:
     registration_max_age_ns: int | None = None
     inflation: Mapping[str, float] = field(default_factory=dict)
     """Factor on the sigma that a registration says of itself, by its method; 1 where none is given."""
+    snapshots: tuple[ToolSetup, ...] = ()
+    """Tools that only still images show: of no source; tip and axis come with each image."""
     tissue_seen: bool = True
     """Whether soft tissue lay as it does now when the CT was made."""
 
     def __post_init__(self) -> None:
         faults: list[str] = []
-        if not self.tools:
+        if not self.tools and not self.snapshots:
             faults.append("tools: no needle; expected at least one")
         streams = [(f"tools.{t.name}", t.source, t.transform) for t in self.tools]
         if self.reference is not None:

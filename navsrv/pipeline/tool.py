@@ -113,23 +113,29 @@ class ToolGuide:
         self.skipped = 0
         self.last_frame_ns = 0
         self._setup = setup
-        self._placement = Placement(setup, tool, link.source, reference, engine)
+        self._engine = engine
         path = setup.path
         self._path_mm = 0.0 if path is None else math.dist(path.entry_ct_mm, path.target_ct_mm)
+        self._told: dict[str, int] = {}
+        self._onsets: dict[int, Onset] = {}
+        self.refit(tool)
+        self._shown_of: AlarmTable = NO_ALARMS
+        self._alarm_states: list[AlarmState] = []
+
+    def refit(self, tool: ToolSetup) -> None:
+        """Guide this instrument from now on, as when its insert was changed; levels begin anew, alarms go on."""
+        self.tool = tool
+        self._placement = Placement(self._setup, tool, self.link.source, self.reference, self._engine)
         self._unknown_rows = [
             StructureRow(s.name, s.kind, part, None, None, None, None, None, "unknown")
             for part in parts_of(tool)
-            for s in setup.structures
+            for s in self._setup.structures
         ]
+        self._rows: list[StructureRow] = []
+        self._ranks: Sequence[int] = ()
         self._watched: Watched = ()
         self._watched_ablating: Watched = ()
         self.rewatch()
-        self._told: dict[str, int] = {}
-        self._onsets: dict[int, Onset] = {}
-        self._rows: list[StructureRow] = []
-        self._ranks: Sequence[int] = ()
-        self._shown_of: AlarmTable = NO_ALARMS
-        self._alarm_states: list[AlarmState] = []
 
     def rewatch(self) -> None:
         """Watch the critical structures that are not excepted now."""

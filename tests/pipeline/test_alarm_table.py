@@ -304,8 +304,8 @@ def test_every_condition_in_every_state(state: str, condition: str) -> None:
         assert any(a.text == frame.reason and a.phase != "latched" for a in frame.alarms)
 
 
-def test_the_state_of_still_images_is_not_reached_by_this_version() -> None:
-    """SNAPSHOT is in the contract; as soon as a way there is built, the table above must have its row."""
+def test_every_state_of_a_tracked_tool_has_a_row() -> None:
+    """SNAPSHOT is the state of a tool that only images show: tests/pipeline/test_snapshot.py."""
     assert set(STATES) - set(INTO_STATE) == {"SNAPSHOT"}
 
 
