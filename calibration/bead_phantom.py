@@ -7,6 +7,7 @@ two poses explain alike, or that are mirrored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Final
@@ -27,7 +28,7 @@ MIN_DEPTH_MM: Final = 20.0
 CODE_BEADS: Final = (4, 12)
 CODE_RATIO: Final = 1.25
 """Least ratio of the big beads' diameter to the small ones'."""
-TRIPLES: Final = 14
+TRIPLES: Final = 10
 FINALISTS: Final = 40
 COARSE_SHARE: Final = 0.035
 """Of the picture's side: what a nominal C-arm and no distortion may put a bead off by."""
@@ -211,13 +212,20 @@ def _finalists(centres: Array, metal: Array, phantom: BeadPhantom, arm: NominalA
             np.maximum(1.0 - gaps.min(axis=1) / tolerance, 0.0).sum(axis=1),
         )
     finalists: list[BeadMatch] = []
+    seen: list[Array] = []
     is_big = np.isin(np.arange(len(centres)), big)
     for index in np.argsort(-scores)[:FINALISTS]:
         if scores[index] < 2.5:
             break
+        places = _projected(cameras[index][None], phantom.beads_mm)[0]
+        if any(float(np.median(np.linalg.norm(places - other, axis=1))) < tolerance / 2 for other in seen):
+            continue
         one = _grown(cameras[index], centres, is_big, phantom, arm)
+        # Whatever started here or would end there is this one again.
+        seen.append(places)
         if one is not None:
             finalists.append(one)
+            seen.append(_projected(one.camera[None], phantom.beads_mm)[0])
     finalists.sort(key=lambda one: (-one.agreement, one.rms_px))
     return finalists
 
@@ -234,7 +242,7 @@ def _big_shadows(metal: Array, phantom: BeadPhantom) -> NDArray[np.intp]:
 def _poses(shadows: Array, code: Array, arm: NominalArm) -> Array:
     """Return poses (P, 6) of a nominal C-arm from every assignment of some triples of shadows to triples of beads."""
     triples = [t for t in combinations(range(len(shadows)), 3)]
-    areas = np.array([abs(float(np.cross(*(shadows[list(t[1:])] - shadows[t[0]])))) for t in triples])
+    areas = np.array([abs(float(np.linalg.det(shadows[list(t[1:])] - shadows[t[0]]))) for t in triples])
     wide = np.flatnonzero(areas > 0.35 * areas.max())
     chosen = np.random.default_rng(SEED).permutation(wide)[:TRIPLES]
     camera = np.array([[arm.focal_px, 0, arm.middle_px[0]], [0, arm.focal_px, arm.middle_px[1]], [0, 0, 1]])
@@ -287,12 +295,27 @@ def _grown(
         wanted, points = centres[shadows], phantom.beads_mm[beads]
 
         def off(p: Array, wanted: Array = wanted, points: Array = points, share: float = share) -> Array:
-            misses = (_projected(p[None], points)[0] - wanted).ravel() / (0.3 * share * side)
-            return np.concatenate([misses, (p[6:] - prior) / scale[6:]])
+            """Return the scaled misses (C, 2 B + 4) of cameras (C, 10)."""
+            misses = (_projected(p, points) - wanted).reshape(len(p), -1) / (0.3 * share * side)
+            return np.concatenate([misses, (p[:, 6:] - prior) / scale[6:]], axis=1)
 
-        camera = np.asarray(least_squares(off, camera, x_scale=scale, loss="soft_l1", max_nfev=15).x)
+        camera = _settled(off, camera, scale)
         left = float(np.sqrt(((_projected(camera[None], points)[0] - wanted) ** 2).sum(axis=1).mean()))
     places = _projected(camera[None], phantom.beads_mm)[0]
     margin = 0.02 * side
     expected = int(((places > margin) & (places < (arm.columns - margin, arm.rows - margin))).all(axis=1).sum())
     return BeadMatch(shadows, beads, camera, left, len(beads) / max(len(centres) + expected - len(beads), len(beads)))
+
+
+def _settled(off: Callable[[Array], Array], camera: Array, scale: Array) -> Array:
+    """Return the camera (10,) of least misses, of which the far ones count less; derivatives in one call."""
+    steps = np.diag(1e-6 * scale)
+
+    def derivative(p: Array) -> Array:
+        values = off(np.concatenate([p + steps, p - steps]))
+        return np.asarray((values[: len(p)] - values[len(p) :]).T / (2e-6 * scale))
+
+    found = least_squares(
+        lambda p: off(p[None])[0], camera, jac=derivative, x_scale=scale, loss="soft_l1", max_nfev=15, ftol=1e-4
+    )
+    return np.asarray(found.x)

@@ -32,6 +32,8 @@ PEAK_NOISES: Final = 5.0
 ODD_NOISES: Final = 7.0
 ODD_SHARE: Final = 0.04
 """Of the shadow's depth: what a round shadow may differ from its own half turn by."""
+SHAPE_SHARE: Final = 0.002
+"""Of a shadow's width: how far its middle is from that of its bead by perspective and by bending across it."""
 MAX_SIGMA_PX: Final = 0.5
 OWN_SHARE: Final = 0.6
 """Of a shadow's surroundings that must be free of other shadows."""
@@ -227,9 +229,12 @@ def _fit(absorbed: NDArray[np.float32], index: int, spots: Array) -> tuple[float
     information = found.jac.T @ found.jac
     if np.linalg.cond(information) > 1e14:
         return None
-    sigma = noise * float(np.sqrt(np.trace(np.linalg.inv(information)[:2, :2]) / 2.0))
+    # Photons are fewest behind metal, where the middle is told: each pixel's own residual weighs (White's estimate).
+    gain = np.linalg.solve(information, found.jac.T)[:2]
+    spare = len(values) / max(len(values) - len(p), 1)
+    sigma = float(np.sqrt(((gain * found.fun) ** 2).sum() * spare / 2.0))
     # What is lopsided by less pulls the middle by some of its width: a wall's edge behind a bead.
-    sigma = float(np.hypot(sigma, 0.5 * lopsided * width))
+    sigma = float(np.hypot(sigma, (0.5 * lopsided + SHAPE_SHARE) * width))
     if sigma > MAX_SIGMA_PX:
         return None
     area = np.pi * width**2 * float(gamma(1.0 / p[9]) * 2.0 ** (1.0 / p[9]) / p[9])

@@ -6,7 +6,9 @@ Refuses too few beads for the numbers asked for, and beads that do not cover the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -30,7 +32,7 @@ CENTRE_FLOOR_PX: Final = 0.003
 """No centre is believed to less."""
 OUTLIER_SIGMAS: Final = 4.5
 ROUNDS: Final = 3
-SPARE: Final = 1.3
+SPARE: Final = 2.0
 """Equations that are needed for each unknown."""
 POSE, CAMERA = 6, 5
 CENTRE_PRIOR: Final = 0.1
@@ -88,7 +90,7 @@ class CarmView:
     distortion: Distortion
     parameters: Array
     covariance: Array
-    bead_indices: Array
+    bead_indices: NDArray[np.intp]
     centres_px: Array
     residuals_px: Array
     bead_depths_mm: Array
@@ -106,8 +108,7 @@ class CarmView:
     @property
     def source_covariance_mm2(self) -> Array:
         """Covariance (3, 3) of the source's place in the phantom's frame."""
-        turn = self.parameters[:POSE]
-        jacobian = _derivative(lambda p: _source(p)[None], turn)[0]
+        jacobian = _derivative(_source, self.parameters[:POSE])
         covariance: Array = jacobian @ self.covariance[:POSE, :POSE] @ jacobian.T
         return covariance
 
@@ -170,7 +171,7 @@ def solve_view(
     parameters = start
     for _ in range(ROUNDS):
         parameters = _fitted(parameters, free, points[keep], seen[keep], sigmas[keep], bending, arm)
-        misses = (seen - _seen(parameters, points, bending, arm)) / sigmas[:, None]
+        misses = (seen - _seen(parameters[None], points, bending, arm)[0]) / sigmas[:, None]
         scale = max(MAD_TO_SIGMA * float(np.median(np.abs(misses[keep]))), 1.0)
         now = np.abs(misses).max(axis=1) <= OUTLIER_SIGMAS * scale
         if (now == keep).all() or 2 * now.sum() < SPARE * free.sum():
@@ -220,10 +221,10 @@ def predicted_point_covariance(views: list[CarmView], point_mm: ArrayLike, sigma
     point = np.asarray(point_mm, dtype=np.float64)
     by_point, noise = [], []
     for view in views:
-        bending = view.distortion.kind
         arm = NominalArm(1000.0, 1.0, view.model.columns, view.model.rows)
-        by_point.append(_derivative(lambda x, v=view: v.model.project(x), point))
-        by_view = _derivative(lambda p, b=bending, a=arm: _seen(p, point[None], b, a)[0], view.parameters)
+        seen = partial(_seen, points=point[None], bending=view.distortion.kind, arm=arm)
+        by_point.append(_derivative(view.model.project, point))
+        by_view = _derivative(seen, view.parameters)
         noise.append(by_view @ view.covariance @ by_view.T + np.eye(2) * sigma_px**2)
     jacobian = np.concatenate(by_point)
     gain = np.linalg.pinv(jacobian)
@@ -242,19 +243,20 @@ def _free(bending: Bending) -> Mask:
 
 
 def _source(p: Array) -> Array:
-    """Return the source (3,) in the phantom of a pose (6,)."""
-    source: Array = -Rotation.from_rotvec(p[:3]).as_matrix().T @ p[3:6]
+    """Return the sources (V, 3) in the phantom of poses (V, 6)."""
+    source: Array = -Rotation.from_rotvec(p[:, :3]).inv().apply(p[:, 3:6])
     return source
 
 
 def _seen(p: Array, points: Array, bending: Bending, arm: NominalArm) -> Array:
-    """Return where points (N, 3) of the phantom are seen (N, 2); camera: focal length, aspect, skew, principal."""
-    at = points @ Rotation.from_rotvec(p[:3]).as_matrix().T + p[3:6]
-    x, y = at[:, 0] / at[:, 2], at[:, 1] / at[:, 2]
-    focal, aspect, skew = p[POSE : POSE + 3]
-    ideal = np.column_stack([focal * (x + skew * y), focal * aspect * y]) + p[POSE + 3 : POSE + 5]
+    """Return where points (N, 3) of the phantom are seen (V, N, 2) by views (V, P) of those parameters."""
+    turns = Rotation.from_rotvec(p[:, :3]).as_matrix()
+    at = points @ turns.transpose(0, 2, 1) + p[:, None, 3:6]
+    x, y = at[..., 0] / at[..., 2], at[..., 1] / at[..., 2]
+    focal, aspect, skew = (p[:, POSE + i, None] for i in range(3))
+    ideal = np.stack([focal * (x + skew * y), focal * aspect * y], axis=-1) + p[:, None, POSE + 3 : POSE + 5]
     half = max(arm.columns, arm.rows) / 2.0
-    places: Array = ideal + half * displacement(bending, p[POSE + CAMERA :], (ideal - arm.middle_px) / half)
+    places: Array = ideal + half * displacement(bending, p[:, POSE + CAMERA :], (ideal - arm.middle_px) / half)
     return places
 
 
@@ -273,16 +275,25 @@ def _fitted(
     start: Array, free: Mask, points: Array, seen: Array, sigmas: Array, bending: Bending, arm: NominalArm
 ) -> Array:
     """Return the parameters of least squares."""
-    held = start.copy()
     prior = _prior(bending)[free]
     known = np.isfinite(prior)
 
     def off(values: Array) -> Array:
-        held[free] = values
-        misses = ((seen - _seen(held, points, bending, arm)) / sigmas[:, None]).ravel()
-        return np.concatenate([misses, values[known] / prior[known]])
+        """Return the scaled misses (V, 2 N + K) of values (V, F)."""
+        views = np.tile(start, (len(values), 1))
+        views[:, free] = values
+        misses = (seen - _seen(views, points, bending, arm)) / sigmas[:, None]
+        return np.concatenate([misses.reshape(len(values), -1), values[:, known] / prior[known]], axis=1)
 
-    found = least_squares(off, start[free], x_scale="jac", max_nfev=100, xtol=1e-12, ftol=1e-12)
+    found = least_squares(
+        lambda values: off(values[None])[0],
+        start[free],
+        jac=lambda values: _derivative(off, values),
+        x_scale="jac",
+        max_nfev=60,
+        xtol=1e-10,
+        ftol=1e-9,
+    )
     fitted = start.copy()
     fitted[free] = found.x
     return fitted
@@ -303,8 +314,8 @@ def _judged(
     limits: CarmLimits,
 ) -> CarmView:
     """Return the view with covariance and verdict."""
-    residuals = seen - _seen(p, points, bending, arm)
-    jacobian = _derivative(lambda values: _seen(values, points[keep], bending, arm).ravel(), p)[:, free]
+    residuals = seen - _seen(p[None], points, bending, arm)[0]
+    jacobian = _derivative(lambda values: _seen(values, points[keep], bending, arm), p)[:, free]
     weighted = jacobian / np.repeat(sigmas[keep], 2)[:, None]
     prior = _prior(bending)[free]
     information = weighted.T @ weighted + np.diag(np.where(np.isfinite(prior), 1.0 / prior**2, 0.0))
@@ -322,7 +333,7 @@ def _judged(
     middle = phantom.beads_mm.mean(axis=0)
     by_source = _derivative(_source, p[:POSE])
     source_sigma = float(np.sqrt(np.trace(by_source @ covariance[:POSE, :POSE] @ by_source.T)))
-    by_all = _derivative(lambda values: _seen(values, middle[None], bending, arm)[0], p)
+    by_all = _derivative(lambda values: _seen(values, middle[None], bending, arm), p)
     depth = float(pose.apply(middle)[2])
     point_sigma = float(np.sqrt(np.trace(by_all @ covariance @ by_all.T))) * depth / float(focal)
     spans = np.ptp(seen[keep], axis=0) / (arm.columns, arm.rows)
@@ -353,7 +364,7 @@ def _judged(
         Distortion(bending, p[POSE + CAMERA :], arm.columns, arm.rows),
         frozen_array(p, p.shape),
         frozen_array(covariance, covariance.shape),
-        frozen_array(match.beads[used], (len(used),)),
+        match.beads[used].astype(np.intp),
         frozen_array(seen[used], (len(used), 2)),
         frozen_array(residuals[used], (len(used), 2)),
         frozen_array(pose.apply(points[used])[:, 2], (len(used),)),
@@ -374,15 +385,12 @@ def _largest_bend(distortion: Distortion) -> float:
     return float(np.linalg.norm(distortion.bent(ring) - ring, axis=1).max())
 
 
-def _derivative(function: object, at: Array) -> Array:
-    """Return the derivative (M, P) of a function of (P,) by central differences."""
-    assert callable(function)
-    columns = []
-    for i in range(len(at)):
-        step = np.zeros(len(at))
-        step[i] = 1e-6 * max(1.0, abs(float(at[i])))
-        columns.append((np.asarray(function(at + step)) - np.asarray(function(at - step))).ravel() / (2.0 * step[i]))
-    return np.stack(columns, axis=1)
+def _derivative(function: Callable[[Array], Array], at: Array) -> Array:
+    """Return the derivative (M, P) at (P,) of a function of (V, P) to (V, ...) by central differences, in one call."""
+    sizes = 1e-6 * np.maximum(1.0, np.abs(at))
+    values = np.asarray(function(np.concatenate([at + np.diag(sizes), at - np.diag(sizes)]))).reshape(2 * len(at), -1)
+    derivative: Array = ((values[: len(at)] - values[len(at) :]) / (2.0 * sizes[:, None])).T
+    return derivative
 
 
 def _judge(limits: CarmLimits, figures: dict[str, float]) -> tuple[Verdict, str]:

@@ -18,6 +18,8 @@ from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import Array, frozen_array
 
 INVERSE_STEPS: Final = 30
+FOLD_HALVES: Final = 2.0
+"""A step so far, in half sides, does not come back."""
 POLYNOMIAL_ORDER: Final = 5
 
 
@@ -90,6 +92,8 @@ class Distortion:
         ideal = seen.copy()
         for _ in range(INVERSE_STEPS):
             step = seen - self.bent(ideal)
+            if len(seen) and not float(np.abs(step).max()) < FOLD_HALVES * self._half:
+                break
             ideal = ideal + step
         if len(seen) and not float(np.abs(step).max()) < 1e-3:
             raise CalibrationError("distortion: it folds the picture, and cannot be undone there")
@@ -117,16 +121,17 @@ class Distortion:
 
 
 def displacement(kind: Bending, coefficients: Array, x: Array) -> Array:
-    """Return displacements (N, 2) at places (N, 2), both in half sides of the picture."""
+    """Return displacements (..., N, 2) by coefficients (..., C) at places (..., N, 2), both in half sides."""
     match kind:
         case Bending.NONE:
             return np.zeros_like(x)
         case Bending.INTENSIFIER:
-            d = x - coefficients[:2]
+            c = [coefficients[..., None, i, None] for i in range(kind.parameters)]
+            d = x - coefficients[..., None, :2]
             r2 = (d**2).sum(axis=-1, keepdims=True)
             across = np.stack([-d[..., 1], d[..., 0]], axis=-1)
-            radial = r2 * (coefficients[2] + r2 * (coefficients[3] + r2 * coefficients[4]))
-            turning = r2 * (coefficients[5] + r2 * (coefficients[6] + r2 * coefficients[7]))
+            radial = r2 * (c[2] + r2 * (c[3] + r2 * c[4]))
+            turning = r2 * (c[5] + r2 * (c[6] + r2 * c[7]))
             moved: Array = radial * d + turning * across
             return moved
         case Bending.POLYNOMIAL:
@@ -136,11 +141,12 @@ def displacement(kind: Bending, coefficients: Array, x: Array) -> Array:
 def _polynomial(coefficients: Array, x: Array) -> Array:
     """Return the displacements of a polynomial; the second order lacks (x^2, xy) and (xy, y^2)."""
     a, b = x[..., 0], x[..., 1]
-    c = coefficients
+    c = [coefficients[..., None, i] for i in range(4)]
     columns = c[0] * b * b + c[2] * a * a - c[3] * a * b
     rows = c[1] * a * a - c[2] * a * b + c[3] * b * b
     monomials = np.stack(
         [a**i * b ** (order - i) for order in range(3, POLYNOMIAL_ORDER + 1) for i in range(order + 1)], axis=-1
     )
-    count = monomials.shape[-1]
-    return np.stack([columns + monomials @ c[4 : 4 + count], rows + monomials @ c[4 + count : 4 + 2 * count]], axis=-1)
+    higher = coefficients[..., 4:].reshape(*coefficients.shape[:-1], 2, monomials.shape[-1])
+    moved: Array = np.stack([columns, rows], axis=-1) + monomials @ np.swapaxes(higher, -1, -2)
+    return moved

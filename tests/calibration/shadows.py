@@ -99,11 +99,11 @@ class Room:
 def arm(
     angle_rad: float,
     *,
-    columns: int = 768,
-    pixel: float = 0.3,
+    columns: int = 512,
+    pixel: float = 0.45,
     sdd: float = 1000.0,
     sid: float = 620.0,
-    principal: tuple[float, float] = (6.0, -4.0),
+    principal: tuple[float, float] = (4.0, -3.0),
     flex: float = 0.0,
     **bending: object,
 ) -> Room:
