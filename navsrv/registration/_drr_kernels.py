@@ -32,6 +32,77 @@ def _range_of(origin, slope, top, low, high):  # type: ignore[no-untyped-def]
     return max(low, first), min(high, last)
 
 
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
+def _image_of(matrix, vector):  # type: ignore[no-untyped-def]
+    """Return the product of a (3, 3) and a (3,)."""
+    out = np.empty(3)
+    for i in range(3):
+        out[i] = matrix[i, 0] * vector[0] + matrix[i, 1] * vector[1] + matrix[i, 2] * vector[2]
+    return out
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
+def place_view(to_index, corners, rotation, translation, k, size, centre, generators, view, window):  # type: ignore[no-untyped-def]
+    """Fill ``view`` (24, 3) and ``window`` (4,) as ``render_view`` takes them; return the axis nearest to the beam.
+
+    ``to_index`` (4, 4) maps object mm to (i, j, k), ``corners`` (8, 3) are those of the box in object mm, ``rotation``
+    and ``translation`` take object mm to the C-arm's, ``k`` (3, 3) are its intrinsics, ``size`` columns and rows,
+    ``generators`` (3, 3, 3) the linear maps about ``centre`` of the first three derivatives.  Returned with it is the
+    steepest slope of a ray; the axis is -1 when the source stands in or behind the box, -2 when the cone is too wide.
+    """
+    low_u, high_u, low_v, high_v = np.inf, -np.inf, np.inf, -np.inf
+    for n in range(8):
+        seen = _image_of(rotation, corners[n]) + translation
+        if seen[2] <= 1.0:
+            return -1, 0.0
+        u = (k[0, 0] * seen[0] + k[0, 1] * seen[1]) / seen[2] + k[0, 2]
+        v = k[1, 1] * seen[1] / seen[2] + k[1, 2]
+        low_u, high_u, low_v, high_v = min(low_u, u), max(high_u, u), min(low_v, v), max(high_v, v)
+    columns, rows = float(size[0]), float(size[1])
+    window[0] = int(min(max(np.floor(low_u), 0.0), columns))
+    window[1] = int(min(max(np.ceil(high_u) + 1.0, 0.0), columns))
+    window[2] = int(min(max(np.floor(low_v), 0.0), rows))
+    window[3] = int(min(max(np.ceil(high_v) + 1.0, 0.0), rows))
+    rays = np.empty((3, 3))  # columns of (column, row, 1), object mm: rotation' inverse(k)
+    fx, fy = 1.0 / k[0, 0], 1.0 / k[1, 1]
+    shear = -k[0, 1] * fx * fy
+    for i in range(3):
+        x, y, z = rotation[0, i], rotation[1, i], rotation[2, i]
+        rays[i, 0] = x * fx
+        rays[i, 1] = x * shear + y * fy
+        rays[i, 2] = z - k[0, 2] * rays[i, 0] - k[1, 2] * rays[i, 1]
+    linear = to_index[:3, :3]
+    source = -_image_of(rotation.T, translation)
+    # The corners of what is seen: the steepest ray is one of them.
+    d = np.empty((4, 3))
+    n = 0
+    for u in (window[0], window[1]):
+        for v in (window[2], window[3]):
+            d[n] = _image_of(linear, rays[:, 0] * u + rays[:, 1] * v + rays[:, 2])
+            n += 1
+    mean = np.abs(d[0] + d[1] + d[2] + d[3])
+    axis = int(np.argmax(mean))
+    a, b = (1, 2) if axis == 0 else ((0, 2) if axis == 1 else (0, 1))
+    steepest = 0.0
+    for n in range(4):
+        if d[n, axis] * d[0, axis] <= 0.0:
+            return -2, 0.0
+        steepest = max(steepest, abs(d[n, a] / d[n, axis]), abs(d[n, b] / d[n, axis]))
+    out = np.zeros((24, 3))
+    out[0] = _image_of(linear, source) + to_index[:3, 3]
+    for i in range(3):
+        out[1 + i] = _image_of(linear, rays[:, i])
+        for p in range(3):
+            out[7 + 3 * p + i] = _image_of(linear, _image_of(generators[p], rays[:, i]))
+        out[16 + i] = _image_of(linear, _image_of(generators[i], source - centre))
+        out[19 + i] = linear[:, i]
+    for n in range(22):
+        view[n, 0], view[n, 1], view[n, 2] = out[n, a], out[n, b], out[n, axis]
+    for i in range(3):
+        view[4 + i] = rays[:, i]
+    return axis, steepest
+
+
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
 def _read(flat, nb, nc, k, a, b, qa, qb, places, ras, rbs, nears, fars):  # type: ignore[no-untyped-def]
     """Read the cells that a ray meets on the planes from k on: in three loops, so that two of them run in vectors."""
@@ -91,8 +162,8 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
     ``volume`` (na, nb, nc) int64, four voxels each, in units of ``scale``.  ``near`` (na, nb, blocks) uint8: 0 where no
     ray that passes the middle of a block meets anything in it; without entries, nothing is skipped.  ``view`` (24, 3),
     all in indices (a, b, c): row 0 the source, 1-3 the direction as columns of (column, row, 1), 4-6 the same in mm,
-    7-15 the direction's change by rotation about x, y, z, 16-21 the source's change by all six.  ``window``: first and
-    end column, first and end row.
+    7-15 the direction's change by three linear maps (rotations about x, y, z), 16-21 the source's change by all six.
+    ``window``: first and end column, first and end row.
     """
     na, nb, nc = volume.shape
     flat, whole = volume.reshape(-1), near.size == 0

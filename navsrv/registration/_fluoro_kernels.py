@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numba import njit
 
-SUMS: Final = 37
-"""Of each tile: count; sums of FF, MM, FM; FJ (6); MJ (6); upper triangle of JJ' (21)."""
+
+def sums_of(parameters: int) -> int:
+    """Return how many sums a tile has: count; FF, MM, FM; FJ (P); MJ (P); upper triangle of JJ' (P (P + 1) / 2)."""
+    return 4 + 2 * parameters + parameters * (parameters + 1) // 2
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
 def tile_sums(moving, fixed, beside, window, tile, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` (tile rows, tile columns, 37) with sums of gradients where the DRR has any.
+    """Fill ``out`` (tile rows, tile columns, ``sums_of(P)``) with sums of gradients where the DRR has any.
 
-    ``moving`` (1 or 7, rows, columns): the DRR and its derivatives; ``fixed`` (2, rows, columns): gradient along
+    ``moving`` (1 + P, rows, columns): the DRR and its derivatives; ``fixed`` (2, rows, columns): gradient along
     columns and rows; both by central differences.  ``beside`` (rows, columns, or empty): an image that is added to the
     DRR where the DRR has edges of its own.  ``window``: first and end column, first and end row.
     """
-    _, rows, columns = moving.shape
-    derivatives, alone = moving.shape[0] == 7, beside.size == 0
-    jx, jy = np.empty(6, np.float32), np.empty(6, np.float32)
+    channels, rows, columns = moving.shape
+    count, alone = channels - 1, beside.size == 0
+    jx, jy = np.empty(count, np.float32), np.empty(count, np.float32)
     for row in range(max(window[2], 1), min(window[3], rows - 1)):
         for column in range(max(window[0], 1), min(window[1], columns - 1)):
             mx = moving[0, row, column + 1] - moving[0, row, column - 1]
@@ -37,18 +37,42 @@ def tile_sums(moving, fixed, beside, window, tile, out):  # type: ignore[no-unty
             s[1] += fx * fx + fy * fy
             s[2] += mx * mx + my * my
             s[3] += fx * mx + fy * my
-            if not derivatives:
-                continue
-            for p in range(6):
+            for p in range(count):
                 jx[p] = moving[1 + p, row, column + 1] - moving[1 + p, row, column - 1]
                 jy[p] = moving[1 + p, row + 1, column] - moving[1 + p, row - 1, column]
-            at = 16
-            for p in range(6):
+            at = 4 + 2 * count
+            for p in range(count):
                 s[4 + p] += fx * jx[p] + fy * jy[p]
-                s[10 + p] += mx * jx[p] + my * jy[p]
-                for q in range(p, 6):
+                s[4 + count + p] += mx * jx[p] + my * jy[p]
+                for q in range(p, count):
                     s[at] += jx[p] * jx[q] + jy[p] * jy[q]
                     at += 1
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
+def edges_of(images, gradient):  # type: ignore[no-untyped-def]
+    """Fill ``gradient`` (N, n, n) complex64 with the gradients (column + i row) of images (N, rows, columns).
+
+    Return of each what its correlation is divided by: the length of the gradient times the root of how many pixels
+    have one.
+    """
+    count, rows, columns = images.shape
+    norm = np.zeros(count, np.float32)
+    for n in range(count):
+        total, filled = 0.0, 0
+        for row in range(rows):
+            for column in range(columns):
+                gx = gy = np.float32(0.0)
+                if 0 < column < columns - 1:
+                    gx = images[n, row, column + 1] - images[n, row, column - 1]
+                if 0 < row < rows - 1:
+                    gy = images[n, row + 1, column] - images[n, row - 1, column]
+                if gx != 0.0 or gy != 0.0:
+                    gradient[n, row, column] = complex(gx, gy)
+                    total += float(gx * gx + gy * gy)
+                    filled += 1
+        norm[n] = np.sqrt(total * max(filled, 1))
+    return norm
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]

@@ -9,6 +9,7 @@ the CT of where the view stands, ``T_ct_from_carm = exp(xi) T0`` with ``xi = (ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import ndimage
 from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import Array, skew
 from navsrv.kernel.projection import ProjectionModel
-from navsrv.registration._drr_kernels import BLOCK, render_view, render_views
+from navsrv.registration._drr_kernels import BLOCK, place_view, render_view, render_views
 from navsrv.registration.images import CtImage
 
 Image = NDArray[np.float32]
@@ -31,6 +32,8 @@ MU_WATER_PER_MM: Final = 0.0206
 """At 60 keV."""
 SOFT_TISSUE_HU: Final = 60.0
 """What surrounds bone: only what bone adds to it has edges that belong to bone."""
+ROTATIONS: Final = np.stack([skew(axis) for axis in np.eye(3)])
+"""(3, 3, 3): the linear maps that turn about x, y and z."""
 _NOTHING: Final = np.zeros((1, 1, 1), dtype=np.int64)
 _NOWHERE: Final = np.zeros((1, 1, 1), dtype=np.uint8)
 _EVERYWHERE: Final = np.zeros((0, 0, 0), dtype=np.uint8)
@@ -58,11 +61,18 @@ class DrrVolume:
         self.values: Image = np.pad(np.asarray(values, dtype=np.float32), 1)
         self.index_to_ct_mm: Array = np.array(index_to_ct_mm, dtype=np.float64)
         self.index_to_ct_mm[:3, 3] -= self.index_to_ct_mm[:3, :3].sum(axis=1)
-        self._to_index: Array = np.asarray(np.linalg.inv(self.index_to_ct_mm), dtype=np.float64)
+        self._settle()
         self._skip_empty = skip_empty
         self._laid: list[NDArray[np.int64]] = [_NOTHING] * 3
         self._scale = max(float(np.abs(self.values).max()), 1e-30) / 32767.0
         self._near: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def _settle(self) -> None:
+        """Work out what follows from the place of the voxels."""
+        self._to_index: Array = np.ascontiguousarray(np.linalg.inv(self.index_to_ct_mm))
+        ends = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+        box = ends * (np.array(self.values.shape[::-1]) - 1)
+        self._corners: Array = box @ self.index_to_ct_mm[:3, :3].T + self.index_to_ct_mm[:3, 3]
 
     @property
     def centre_ct_mm(self) -> Array:
@@ -73,19 +83,21 @@ class DrrVolume:
         centre: Array = self.index_to_ct_mm[:3, :3] @ index + self.index_to_ct_mm[:3, 3]
         return centre
 
-    def corners_ct_mm(self) -> Array:
-        """Return the corners (8, 3) of the box of voxel centres, zeros around included."""
-        n = np.array(self.values.shape[::-1]) - 1
-        corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * n
-        result: Array = corners @ self.index_to_ct_mm[:3, :3].T + self.index_to_ct_mm[:3, 3]
-        return result
+    def stretched(self, factors: Array, centre_ct_mm: Array) -> DrrVolume:
+        """Return the volume stretched by three factors along the object's axes about a centre; it shares the voxels."""
+        other = copy(self)
+        other.index_to_ct_mm = self.index_to_ct_mm.copy()
+        other.index_to_ct_mm[:3] *= factors[:, None]
+        other.index_to_ct_mm[:3, 3] += (1.0 - factors) * centre_ct_mm
+        other._settle()
+        return other
 
     def laid_along(self, axis: int) -> NDArray[np.int64]:
         """Return the cells (a, b, c) with axis c (0: i, 1: j, 2: k) contiguous and a, b the others in rising order.
 
         Each holds, from its lowest 16 bits up, the voxels (a, b), (a, b + 1), (a + 1, b), (a + 1, b + 1).
         """
-        if self._laid[axis] is _NOTHING:
+        if self._laid[axis].size == _NOTHING.size:
             a, b = (n for n in range(3) if n != axis)
             whole = np.rint(self.values.transpose(2 - a, 2 - b, 2 - axis) * (1.0 / self._scale)).astype(np.int16)
             four = np.zeros((*whole.shape, 4), dtype="<i2")
@@ -114,31 +126,25 @@ class DrrVolume:
             self._near[key] = ndimage.maximum_filter(some.astype(np.uint8), (reach, reach, 1))
         return self._near[key]
 
-    def placed(self, view: ProjectionModel, centre_ct_mm: Array) -> tuple[int, float, Array, NDArray[np.int64]]:
+    def placed(
+        self, view: ProjectionModel, centre_ct_mm: Array, generators: Array = ROTATIONS
+    ) -> tuple[int, float, Array, NDArray[np.int64]]:
         """Return the axis nearest to the beam, the steepest slope, and the kernel's ``view`` and ``window``.
 
         ``view.T_carm_from_object`` is ``T_carm_from_ct``.
         """
-        linear, source, rays = self._to_index[:3, :3], view.source_mm, view.directions
-        to_index = linear @ rays
-        window, pixels = _window(view, self.corners_ct_mm())
-        # The corners of what is seen: the steepest ray is one of them.
-        d = pixels @ to_index.T
-        axis = int(np.abs(d.mean(axis=0)).argmax())
-        if (d[:, axis] * d[0, axis] <= 0).any():
-            raise RegistrationError("the view's cone is too wide, or the source stands inside the volume")
-        a, b = (n for n in range(3) if n != axis)
-        steepest = float(np.abs(d[:, [a, b]] / d[:, [axis]]).max())
-        out = np.empty((24, 3))
-        out[0] = linear @ source + self._to_index[:3, 3]
-        out[1:4] = to_index.T
-        for p in range(3):
-            turn = skew(np.eye(3)[p])
-            out[7 + 3 * p : 10 + 3 * p] = (linear @ turn @ rays).T
-            out[16 + p] = linear @ turn @ (source - centre_ct_mm)
-        out[19:22] = linear.T
-        out = out[:, [a, b, axis]]
-        out[4:7] = rays.T
+        pose, size = view.T_carm_from_object, np.array([view.columns, view.rows])
+        out, window = np.zeros((24, 3)), np.zeros(4, np.int64)
+        axis, steepest = place_view(
+            self._to_index, self._corners, pose.rotation, pose.translation_mm, view.intrinsics, size, centre_ct_mm,
+            generators, out, window,
+        )  # fmt: skip
+        if axis < 0:
+            raise RegistrationError(
+                "the source stands inside the volume, or the volume behind it"
+                if axis == -1
+                else "the view's cone is too wide, or the source stands inside the volume"
+            )
         return axis, steepest, out, window
 
     def render(
@@ -156,10 +162,20 @@ class DrrVolume:
         self.render_into(out, views, centre_ct_mm)
         return out
 
-    def render_into(self, out: Image, views: Sequence[ProjectionModel], centre_ct_mm: Array | None = None) -> None:
-        """Render into an array (V, 1 or 7, rows, columns) that the caller keeps."""
+    def render_into(
+        self,
+        out: Image,
+        views: Sequence[ProjectionModel],
+        centre_ct_mm: Array | None = None,
+        generators: Array = ROTATIONS,
+    ) -> list[NDArray[np.int64]]:
+        """Render into an array (V, 1 or 7, rows, columns) that the caller keeps; return what part of each was drawn.
+
+        ``generators`` (3, 3, 3): the linear maps about the centre that channels 1-3 are derivatives by.  The parts are
+        windows: first and end column, first and end row; outside all is zero.
+        """
         centre = np.zeros(3) if centre_ct_mm is None else centre_ct_mm
-        placed = [self.placed(view, centre) for view in views]
+        placed = [self.placed(view, centre, generators) for view in views]
         nears = [_NOWHERE] * 3
         for axis in {p[0] for p in placed}:
             nears[axis] = self.near(axis, max(p[1] for p in placed if p[0] == axis))
@@ -169,10 +185,11 @@ class DrrVolume:
         if len(views) < PARALLEL_FROM:
             for image, (axis, _, view, window) in zip(out, placed, strict=True):
                 render_view(self._laid[axis], nears[axis], self._scale, view, window, derivatives, image)
-            return
+            return [p[3] for p in placed]
         axes, images = np.array([p[0] for p in placed]), np.arange(len(views))
         stacked, windows = np.stack([p[2] for p in placed]), np.stack([p[3] for p in placed])
         render_views(tuple(self._laid), tuple(nears), self._scale, axes, images, stacked, windows, derivatives, out)
+        return [p[3] for p in placed]
 
 
 def bone_volume(ct: CtImage, mask: NDArray[np.bool_], spacing_mm: float = 1.0, reach_mm: float = 1.5) -> DrrVolume:
@@ -226,16 +243,3 @@ def _cropped(values: NDArray[np.floating], index_to_ct_mm: Array) -> tuple[NDArr
     place = np.array(index_to_ct_mm, dtype=np.float64)
     place[:3, 3] += place[:3, :3] @ np.array([w[0] for w in where[::-1]], dtype=np.float64)
     return values[tuple(slice(int(w[0]), int(w[-1]) + 1) for w in where)], place
-
-
-def _window(view: ProjectionModel, corners_ct_mm: Array) -> tuple[NDArray[np.int64], Array]:
-    """Return the pixels that can see the box (first and end column, first and end row) and their corners (4, 3)."""
-    seen = view.T_carm_from_object.apply(corners_ct_mm)
-    if (seen[:, 2] <= 1.0).any():
-        raise RegistrationError("the source stands inside the volume, or the volume behind it")
-    pixels = view.project(corners_ct_mm)
-    top = np.array([view.columns, view.rows])
-    low = np.clip(np.floor(pixels.min(axis=0)), 0, top).astype(np.int64)
-    high = np.clip(np.ceil(pixels.max(axis=0)) + 1, 0, top).astype(np.int64)
-    window = np.array([low[0], high[0], low[1], high[1]])
-    return window, np.array([[u, v, 1.0] for u in (low[0], high[0]) for v in (low[1], high[1])])

@@ -24,6 +24,7 @@ from navsrv.kernel.frames import CT, Array, Rigid, skew
 from navsrv.kernel.registration import RegistrationResult
 from navsrv.registration.drr import DrrVolume, bone_volume
 from navsrv.registration.fluoro_search import FluoroSearch, search_poses, stand_out
+from navsrv.registration.fluoro_stretch import fit_stretch
 from navsrv.registration.fluoro_verdict import Findings, FluoroLimits, conclude, score_scale
 from navsrv.registration.fluoro_views import Fit, FixedView, Level, PosePrior, XrayView, check_views
 from navsrv.registration.images import CtImage
@@ -168,7 +169,8 @@ def register_fluoro(
     briefly = [wide.refine(pose, BRIEF) for pose in starts]
     places = _places(bone, wide, briefly)
     outside = None if deep else _prior(fine, places[0].pose, initial)
-    ends = [_alone(bone, coarse, fine, place, outside) for place in places if place.score > CONTENDER * places[0].score]
+    contenders = [place for n, place in enumerate(places) if not n or place.score > CONTENDER * places[0].score]
+    ends = [_alone(bone, coarse, fine, place, outside) for place in contenders]
     best = max(range(len(ends)), key=lambda n: ends[n][0].score + places[n].score)  # the finer image has its say
     final, prior = ends[best]
     others = [p.score for n, p in enumerate(places) if n != best]
@@ -178,6 +180,7 @@ def register_fluoro(
         other=max([0.0, *others]),
         displaced_mm=_displaced(bone, coarse, coarse.refine(final.pose, prior=prior), prior),
         agreeing=_agreeing(bone, briefly, places[best]),
+        stretch=fit_stretch(coarse, final.pose, score_scale(fine, final.pose)),
         stand_out=stand_out(coarse, final.pose),
         levels=len(bone.level_shifts_ct_mm),
         deep=deep,

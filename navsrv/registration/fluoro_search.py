@@ -15,7 +15,7 @@ from scipy import fft, ndimage
 
 from navsrv.kernel.frames import Array
 from navsrv.kernel.projection import ProjectionModel
-from navsrv.registration._fluoro_kernels import best_shifts
+from navsrv.registration._fluoro_kernels import best_shifts, edges_of
 from navsrv.registration.drr import Image
 from navsrv.registration.fluoro_views import FixedView, Level
 from navsrv.registration.search import rotation_lattice
@@ -83,14 +83,12 @@ def correlations(drrs: Image, view: FixedView) -> Image:
     size = fft.next_fast_len(int(1.3 * max(drrs.shape[1:])))
     f_fixed = fft.fft2(even.astype(np.complex64), (size, size))
     gradient = np.zeros((len(drrs), size, size), dtype=np.complex64)
-    rows, columns = drrs.shape[1:]
-    gradient.real[:, :rows, 1 : columns - 1] = drrs[:, :, 2:] - drrs[:, :, :-2]
-    gradient.imag[:, 1 : rows - 1, :columns] = drrs[:, 2:] - drrs[:, :-2]
-    size2 = gradient.real**2 + gradient.imag**2
-    norm = np.sqrt(size2.sum(axis=(1, 2)) * np.maximum((size2 > 0).sum(axis=(1, 2)), 1))
-    product = np.conj(fft.fft2(gradient, workers=2)) * f_fixed
-    maps: Image = fft.ifft2(product, workers=2).real / np.maximum(norm, 1e-12)[:, None, None]
-    return maps.astype(np.float32)
+    norm = edges_of(drrs, gradient)
+    product = fft.fft2(gradient, workers=2, overwrite_x=True)
+    np.conj(product, out=product)
+    product *= f_fixed
+    maps: Image = fft.ifft2(product, workers=2, overwrite_x=True).real / np.maximum(norm, 1e-12)[:, None, None]
+    return maps
 
 
 def stand_out(level: Level, pose: Array) -> list[tuple[float, float]]:

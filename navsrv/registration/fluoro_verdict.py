@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from navsrv.kernel.frames import CT, Array, Frame, Rigid, frozen_array
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.kernel.registration import RegistrationResult, Verdict, tre_rms_mm
+from navsrv.registration.fluoro_stretch import Stretch
 from navsrv.registration.fluoro_views import MIN_TILE_PIXELS, Fit, Level, Normal, PosePrior, normal_equations
 from navsrv.registration.tiles import covariance_about_origin
 
@@ -51,6 +52,7 @@ class Findings:
     other: float
     displaced_mm: float
     agreeing: float
+    stretch: Stretch
     stand_out: list[tuple[float, float]]
     levels: int
     deep: bool
@@ -87,6 +89,9 @@ def conclude(
         "lowest_view_score": min(n.score for n in normals),
         "displaced_start_mm": found.displaced_mm,
         "starts_agreeing": found.agreeing,
+        **{f"longer_{axis}": float(share) for axis, share in zip("xyz", found.stretch.longer, strict=True)},
+        "stretch": found.stretch.most,
+        "stretch_gain": found.stretch.gain,
         "bend_mm": _bend_mm(per_view, level, final.pose),
         "scatter_mm": float(np.sqrt(np.trace(about[3:, 3:]))),
         "depth_sigma_mm": float(np.sqrt(beam @ (about + systematic)[3:, 3:] @ beam)),
@@ -139,7 +144,7 @@ def _bend_mm(tiles: list[Array], level: Level, pose: Array) -> float:
         across[3:] = level.seen(pose, view).T_carm_from_object.rotation[:2].T
         rows, columns = np.triu_indices(6)
         jj = np.zeros((len(s), 6, 6))
-        jj[:, rows, columns] = s[:, 16:37] / s[:, 2:3]
+        jj[:, rows, columns] = s[:, 16:] / s[:, 2:3]
         jj[:, columns, rows] = jj[:, rows, columns]
         norm, mj = np.sqrt(s[:, 1] * s[:, 2])[:, None], s[:, 10:16] / s[:, 2:3]
         ncc = s[:, 3:4] / norm

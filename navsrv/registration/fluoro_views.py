@@ -18,7 +18,7 @@ from scipy import ndimage
 from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import CARM, CT, Array, Rigid, rotation_angle_rad
 from navsrv.kernel.projection import ProjectionModel
-from navsrv.registration._fluoro_kernels import SUMS, tile_sums
+from navsrv.registration._fluoro_kernels import sums_of, tile_sums
 from navsrv.registration.drr import DrrVolume, Image
 from navsrv.registration.tiles import moved
 
@@ -27,6 +27,9 @@ COMPRESSION: Final = 1.5
 """Gradients of more than so many medians are those of metal and shutters: direction counts, size hardly."""
 BLUR_PX: Final = 0.5
 _NOTHING_BESIDE: Final = np.zeros((0, 0), dtype=np.float32)
+LEAST_GAIN: Final = 1e-5
+"""Of the score by a step, below which there is no next one."""
+MOST_DAMPING: Final = 100.0
 ARM_MM: Final = 50.0
 """Distance at which a rotation is weighed against a translation."""
 
@@ -141,7 +144,7 @@ class Level:
         self.views = views
         self.centre_ct_mm = volume.centre_ct_mm
         self.beside: list[Image] = [_NOTHING_BESIDE] * len(views)
-        self._tile = tile_px
+        self.tile_px = tile_px
         self._buffers = [
             np.zeros((1, channels, v.projection.rows, v.projection.columns), np.float32)
             for v in views
@@ -162,12 +165,11 @@ class Level:
         for n, (view, beside) in enumerate(zip(self.views, self.beside, strict=True)):
             buffer = self._buffers[2 * n + int(derivatives)]
             model = self.seen(pose, view)
-            self.volume.render_into(buffer, [model], self.centre_ct_mm)
-            tiles = (-(-model.rows // self._tile), -(-model.columns // self._tile))
-            out = np.zeros((*tiles, SUMS))
-            window = self.volume.placed(model, self.centre_ct_mm)[3]
-            tile_sums(buffer[0], view.gradient, beside, window, self._tile, out)
-            result.append(out.reshape(-1, SUMS))
+            (window,) = self.volume.render_into(buffer, [model], self.centre_ct_mm)
+            tiles = (-(-model.rows // self.tile_px), -(-model.columns // self.tile_px))
+            out = np.zeros((*tiles, sums_of(len(buffer[0]) - 1)))
+            tile_sums(buffer[0], view.gradient, beside, window, self.tile_px, out)
+            result.append(out.reshape(-1, out.shape[2]))
         return result
 
     def score(self, pose: Array) -> float:
@@ -199,37 +201,44 @@ class Level:
             trial = moved(pose, step, self.centre_ct_mm)
             found = self.equations(trial, prior)
             if found.score > best.score and found.pixels > 0.5 * best.pixels:
-                pose, best = trial, found
+                gained, pose, best = found.score - best.score, trial, found
                 damping = max(damping * 0.2, 1e-4)
-                if length < tolerance_mm:
+                if length < tolerance_mm or gained < LEAST_GAIN:
                     break
             else:
                 damping *= 10.0
-                if damping > 1e3 or length < tolerance_mm:
+                if damping > MOST_DAMPING or length < tolerance_mm:
                     break
         return Fit(pose, best.score if prior is None else self.score(pose))
 
 
 def normal_equations(tiles: Array) -> Normal:
-    """Return the normal equations of tile sums (T, 37): least squares of unit gradients, tile by tile.
+    """Return the normal equations of tile sums (T, ``sums_of(P)``): least squares of unit gradients, tile by tile.
 
     With f = F / |F| and m = M / |M| over a tile, ``|f - m|^2 / 2 = 1 - NCC``; tiles count by |M|.
     """
+    p = parameters_of(tiles)
     s = tiles[(tiles[:, 0] >= MIN_TILE_PIXELS) & (tiles[:, 2] > 0.0) & (tiles[:, 1] > 0.0)]
     if not len(s):
-        return Normal(np.eye(6), np.zeros(6), -1.0, 0.0)
+        return Normal(np.eye(p), np.zeros(p), -1.0, 0.0)
     weight = np.sqrt(s[:, 2])
     weight = weight / weight.sum()
     norm = np.sqrt(s[:, 1] * s[:, 2])
     ncc = s[:, 3] / norm
-    fj, mj = s[:, 4:10] / norm[:, None], s[:, 10:16] / s[:, 2:3]
-    gradient = (weight[:, None] * (fj - ncc[:, None] * mj)).sum(axis=0)
-    rows, columns = np.triu_indices(6)
-    jj = np.zeros((6, 6))
-    jj[rows, columns] = (s[:, 16:37] * (weight / s[:, 2])[:, None]).sum(axis=0)
+    fj, mj = s[:, 4 : 4 + p] / norm[:, None], s[:, 4 + p : 4 + 2 * p] / s[:, 2:3]
+    gradient = weight @ (fj - ncc[:, None] * mj)
+    rows, columns = np.triu_indices(p)
+    jj = np.zeros((p, p))
+    jj[rows, columns] = (weight / s[:, 2]) @ s[:, 4 + 2 * p :]
     jj[columns, rows] = jj[rows, columns]
     hessian = jj - (mj * weight[:, None]).T @ mj
     return Normal(hessian, gradient, float(weight @ ncc), float(s[:, 0].sum()))
+
+
+def parameters_of(tiles: Array) -> int:
+    """Return P of tile sums (T, ``sums_of(P)``)."""
+    width = tiles.shape[1]
+    return next(p for p in range(width) if sums_of(p) == width)
 
 
 def check_views(views: list[XrayView]) -> None:

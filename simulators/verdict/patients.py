@@ -79,7 +79,7 @@ class Patient:
         return points
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=40)
 def patient(name: str) -> Patient:
     """Return the patient of a name."""
     kind, *numbers = name.split(":")

@@ -8,10 +8,12 @@ by, when asked.  Everything follows from a seed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numba import njit, prange
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from navsrv.anatomy.case import Volume
@@ -19,10 +21,11 @@ from navsrv.kernel.frames import CARM, CT, REFERENCE, Array, Rigid, rotation_fro
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.registration.fluoro_views import XrayView
 from simulators.verdict.patients import Patient
+from simulators.verdict.patients import patient as named
 from simulators.verdict.radiographs import Radiographs, furnish
 from simulators.world.imaging import Detector, carm_pose
 
-GRID_MM: Final = 3.0
+GRID_MM: Final = 4.0
 """Of the field that carries the CT along."""
 PAIRS: Final = ((0.0, 90.0), (0.0, 55.0), (-35.0, 35.0), (15.0, -70.0), (-20.0, 60.0), (0.0, -40.0))
 """Orbits of two views, degrees."""
@@ -155,21 +158,26 @@ def _carried(ct, shift, step, out):  # type: ignore[no-untyped-def]
 
 def _distance_mm(patient: Patient, label: int, points: Array) -> Array:
     """Return the distance of CT points (k, j, i, 3) to a bone, 0 inside."""
-    ct = patient.ct
-    mask = patient.labels == label
+    ct, (inside, start, thin) = patient.ct, _near_bone(patient.name, label)
+    index = ((points - ct.origin_mm) @ np.linalg.inv(ct.direction * ct.spacing_mm).T)[..., ::-1]
+    index = np.moveaxis((index - start) / thin, -1, 0).astype(np.float32)
+    result: Array = ndimage.map_coordinates(inside, index, order=1, mode="nearest", prefilter=False)
+    return result
+
+
+@lru_cache(maxsize=60)
+def _near_bone(name: str, label: int) -> tuple[NDArray[np.float32], Array, Array]:
+    """Return the distance map of a bone in a box about it, the box's first voxel and its step in voxels (k, j, i)."""
+    who = named(name)
+    ct, mask = who.ct, who.labels == label
     where = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     thin = (2, 2, 2) if min(ct.spacing_mm) < 1.0 else (1, 1, 1)
     margin = [int(35.0 / s) for s in ct.spacing_mm[::-1]]
     box = tuple(
         slice(max(int(w[0]) - m, 0), int(w[-1]) + m + 1, t) for w, m, t in zip(where, margin, thin, strict=True)
     )
-    sampling = ct.spacing_mm[::-1] * thin
-    inside = ndimage.distance_transform_edt(~mask[box], sampling=sampling).astype(np.float32)
-    start = np.array([b.start for b in box])
-    index = ((points - ct.origin_mm) @ np.linalg.inv(ct.direction * ct.spacing_mm).T)[..., ::-1]
-    index = np.moveaxis((index - start) / thin, -1, 0)
-    result: Array = ndimage.map_coordinates(inside, index, order=1, mode="nearest")
-    return result
+    distance = ndimage.distance_transform_edt(~mask[box], sampling=ct.spacing_mm[::-1] * thin)
+    return distance.astype(np.float32), np.array([b.start for b in box], float), np.array(thin, float)
 
 
 def _motion(patient: Patient, label: int, spec: SceneSpec, rng: np.random.Generator) -> Rigid:

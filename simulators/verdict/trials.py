@@ -40,7 +40,7 @@ class Trial:
     bin_mm: tuple[float, float] = (0.0, 20.0)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=40)
 def prepared(name: str) -> tuple[PreparedBone, Array]:
     """Return a patient's main bone made ready, with its vertebrae above and below; and points to judge on."""
     who = patient(name)
