@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from navsrv.kernel.frames import Array
-from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
+from navsrv.wire.openigtlink import Message, Metadata, Transform, encode
 from navsrv.wire.openigtlink.crc64 import crc64
 
 HEADER: Final = struct.Struct(">H12s20sQQQ")
@@ -116,13 +117,21 @@ def encode_poses(name: str, matrices: Array, times_ns: NDArray[np.int64], status
     numbers = matrices[:, :3, :].transpose(0, 2, 1).reshape(-1, 12).astype(">f4")
     content = HEADER.size + EXTENDED
     out[:, content : content + 48] = np.frombuffer(numbers.tobytes(), np.uint8).reshape(-1, 48)
-    stamps = np.array([timestamp_from_ns(t) for t in times_ns.tolist()], dtype=np.uint64)
-    out[:, STAMP_AT : STAMP_AT + 8] = np.frombuffer(stamps.astype(">u8").tobytes(), np.uint8).reshape(-1, 8)
+    out[:, STAMP_AT : STAMP_AT + 8] = np.frombuffer(_stamps(times_ns).astype(">u8").tobytes(), np.uint8).reshape(-1, 8)
     sums = _sums(out, HEADER.size, _table())
     out[:, CRC_AT : CRC_AT + 8] = np.frombuffer(sums.astype(">u8").tobytes(), np.uint8).reshape(-1, 8)
     return out
 
 
+def _stamps(times_ns: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return 32.32 fixed-point seconds, to the nearest unit, of times since the epoch."""
+    seconds, rest = np.divmod(times_ns.astype(np.uint64), np.uint64(1_000_000_000))
+    unit = (rest << np.uint64(32)) + np.uint64(500_000_000)
+    result: NDArray[np.uint64] = (seconds << np.uint64(32)) + unit // np.uint64(1_000_000_000)
+    return result
+
+
+@lru_cache(maxsize=1)
 def _table() -> NDArray[np.uint64]:
     rows = []
     for byte in range(256):

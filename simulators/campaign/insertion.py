@@ -29,6 +29,8 @@ EPOCH_NS: Final = 1_700_000_000_000_000_000
 HOVER_MM: Final = 5.0
 FARTHEST_DRIFT_MM: Final = 40.0
 FIRST_S: Final = 0.3
+RETREAT: Final = 2.5
+"""How much faster a needle that went astray is drawn back."""
 NOTICED_S: Final = 0.7
 """From a loss of sight, which the display shows at once, to a hand that rests."""
 SOURCE: Final = "main"
@@ -89,6 +91,8 @@ class Insertion:
         Where the needle's ends truly are.
     clearance_mm : (N, S)
         True clearance of the needle (tip or shaft, the lesser), its structures as large as they really are.
+    enlarged_mm : (S,)
+        How much larger each structure is than its surface says.
     needle_seen, reference_seen, sent : (N,)
     registration_error_mm : float
         At the target.
@@ -103,6 +107,7 @@ class Insertion:
     tips_ct_mm: Array
     hubs_ct_mm: Array
     clearance_mm: Array
+    enlarged_mm: Array
     needle_seen: Flags
     reference_seen: Flags
     sent: Flags
@@ -144,8 +149,8 @@ def make_insertion(spec: Spec, room: Room, seed: int) -> Insertion:
         if out
     ]
     return Insertion(
-        drawn, exposed_ns, received_ns, stamps_ns, tips, hubs, clearance, needle_seen, reference_seen, sent,
-        error_mm, started + reads,
+        drawn, exposed_ns, received_ns, stamps_ns, tips, hubs, clearance, enlarged, needle_seen, reference_seen,
+        sent, error_mm, started + reads,
     )  # fmt: skip
 
 
@@ -204,7 +209,8 @@ def _draw(spec: Spec, room: Room, rng: np.random.Generator, seed: int) -> tuple[
         return Drawn(seed=seed, structure=None, **numbers), way
     structure, closest = found
     travel = float(np.linalg.norm(closest - plan.point(leave)))
-    seconds = [FIRST_S, *start, travel / numbers["drift_mm_s"], numbers["hold_s"], travel / numbers["drift_mm_s"], 0.7]
+    away_s = travel / numbers["drift_mm_s"]
+    seconds = [FIRST_S, *start, away_s, numbers["hold_s"], away_s / RETREAT, 0.5]
     points = [hover, hover, entry, plan.point(leave), closest, closest, plan.point(leave), plan.point(leave)]
     return Drawn(seed=seed, structure=structure, **numbers), _Way.through(points, seconds)
 
@@ -282,7 +288,8 @@ def _measured(rng: np.random.Generator, spec: Spec, drawn: Drawn, poses: Array) 
     """Return poses (N, 4, 4) as the tracker measures them: heavy-tailed noise, and a bias of this body here."""
     dof = spec.errors.noise_dof
     turns = rng.standard_t(dof, (len(poses), 3)) * np.radians(drawn.noise_deg)
-    moves = rng.standard_t(dof, (len(poses), 3)) * drawn.noise_mm + drawn.tool_bias_mm * _direction(rng)
+    scale = drawn.noise_mm * np.array([1.0, 1.0, spec.errors.depth_ratio])
+    moves = rng.standard_t(dof, (len(poses), 3)) * scale + drawn.tool_bias_mm * _direction(rng)
     return rigid(poses[:, :3, :3] @ rotations(turns), poses[:, :3, 3] + moves)
 
 
@@ -358,15 +365,16 @@ def covariance_about(centre_mm: Array, sigma_rad: float, sigma_mm: float) -> Arr
 
 def _messages(room: Room, noisy: list[Array], stamps_ns: Times, needle: Flags, reference: Flags) -> list[bytes]:
     """Return one read for each exposure: needle and reference as one write of the tracker."""
-    seen, hidden = [], []
-    for name, poses in ((room.tool.transform, noisy[0]), (room.reference, noisy[1])):
-        seen.append(encode_poses(name, poses, stamps_ns))
-        hidden.append(encode_poses(name, np.tile(np.eye(4), (len(poses), 1, 1)), stamps_ns, "OUT_OF_VIEW"))
+    names = room.tool.transform, room.reference
+    seen = [encode_poses(name, poses, stamps_ns) for name, poses in zip(names, noisy, strict=True)]
     both = np.concatenate(seen, axis=1)
     raw, width = both.tobytes(), both.shape[1]
     reads = [raw[i * width : (i + 1) * width] for i in range(len(both))]
-    for i in np.flatnonzero(~(needle & reference)).tolist():
-        of = (seen[0] if needle[i] else hidden[0])[i], (seen[1] if reference[i] else hidden[1])[i]
+    unseen = np.flatnonzero(~(needle & reference))
+    nowhere = np.tile(np.eye(4), (len(unseen), 1, 1))
+    hidden = [encode_poses(name, nowhere, stamps_ns[unseen], "OUT_OF_VIEW") for name in names]
+    for k, i in enumerate(unseen.tolist()):
+        of = seen[0][i] if needle[i] else hidden[0][k], seen[1][i] if reference[i] else hidden[1][k]
         reads[i] = of[0].tobytes() + of[1].tobytes()
     return reads
 

@@ -79,6 +79,8 @@ class Errors:
     """Scale of one pose's noise along each axis; heavy tails come with ``noise_dof``."""
     noise_deg: Distribution = _constant(0.03)
     noise_dof: float = rule(5.0, low=2.1, high=1e6)
+    depth_ratio: float = rule(1.0, low=1.0, high=10.0)
+    """How much noisier positions are along the camera's depth than across it."""
     bias_mm: Distribution = _constant(0.0)
     """A systematic error of each body's position in this corner of the tracker's volume."""
     segmentation_mm: Distribution = _constant(0.0)
@@ -110,8 +112,8 @@ class Spec:
     """A whole campaign.
 
     ``case`` is a built-in case or a folder; with ``structures`` only those of it are kept, in a case of its own that
-    recordings point to.  ``config`` is a server configuration, relative to the spec; insertion number ``i`` has the
-    seed ``first_seed + i``.
+    recordings point to.  ``config`` is a server configuration, relative to the spec, which is told ``rate_hz``;
+    insertion number ``i`` has the seed ``first_seed + i``.
     """
 
     case: str

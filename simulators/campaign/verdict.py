@@ -38,27 +38,31 @@ Ints = NDArray[np.signedinteger[Any]]
 
 @dataclass(slots=True)
 class FrameLog:
-    """What of each frame is judged, from the accepted registration on, taken as it comes; it keeps no frame."""
+    """What of each frame is judged, taken as it comes, from the first pose after the accepted registration on.
+
+    It keeps no frame: numbers of all rows (frames, rows), to be reduced to structures at once.
+    """
 
     structures: tuple[str, ...]
     times_ns: list[int] = field(default_factory=list)
     pose_times_ns: list[int] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     tips: list[tuple[float, float, float] | None] = field(default_factory=list)
-    lower: list[list[float]] = field(default_factory=list)
-    distance: list[list[float]] = field(default_factory=list)
-    sigma: list[list[float]] = field(default_factory=list)
+    lower: list[list[float | None]] = field(default_factory=list)
+    distance: list[list[float | None]] = field(default_factory=list)
+    sigma: list[list[float | None]] = field(default_factory=list)
     signals: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     _present: frozenset[str] = frozenset()
     _begun: bool = False
-    _rows: list[tuple[int, ...]] | None = None
+    row_names: tuple[str, ...] | None = None
 
     def take(self, item: Input, outputs: Sequence[Output]) -> None:
         """Take the outputs of one input."""
         for output in outputs:
             if isinstance(output, GuidanceFrame):
-                self._begun = self._begun or output.registration.state == "accepted"
+                if not self._begun:
+                    self._begun = output.pose_time_ns is not None and output.registration.state == "accepted"
                 if self._begun:
                     self._frame(output)
 
@@ -68,13 +72,12 @@ class FrameLog:
         self.states.append(frame.state)
         self.tips.append(frame.tip_ct_mm)
         rows = frame.structures
-        if self._rows is None:
-            self._rows = [tuple(i for i, row in enumerate(rows) if row.name == name) for name in self.structures]
+        if self.row_names is None:
+            self.row_names = tuple(row.name for row in rows)
         if frame.tip_ct_mm is not None:
-            nearest = [min(of, key=lambda i: rows[i].lower_mm or 0.0) for of in self._rows]
-            self.lower.append([rows[i].lower_mm or 0.0 for i in nearest])
-            self.distance.append([rows[i].distance_mm or 0.0 for i in nearest])
-            self.sigma.append([rows[i].sigma_mm or 0.0 for i in nearest])
+            self.lower.append([row.lower_mm for row in rows])
+            self.distance.append([row.distance_mm for row in rows])
+            self.sigma.append([row.sigma_mm for row in rows])
         if frame.alarms:
             active = [a for a in frame.alarms if a.phase == "active" or a.phase == "acknowledged"]
             self.signals.append(tuple((a.condition, a.structure or "") for a in active if a.condition in LEVELS))
@@ -130,7 +133,7 @@ def _arrays(log: FrameLog, insertion: Insertion) -> _Seen:
     valid = np.array([tip is not None for tip in log.tips])
     lower, distance, sigma = (np.full((frames, count), np.nan) for _ in range(3))
     if valid.any():
-        lower[valid], distance[valid], sigma[valid] = log.lower, log.distance, log.sigma
+        lower[valid], distance[valid], sigma[valid] = _nearest_rows(log)
     index = {name: i for i, name in enumerate(log.structures)}
     rank = np.zeros((frames, count), dtype=np.int64)
     for n, signals in enumerate(log.signals):
@@ -140,6 +143,20 @@ def _arrays(log: FrameLog, insertion: Insertion) -> _Seen:
     exposure = _exposures(log, insertion)
     true = insertion.clearance_mm[np.maximum(exposure, 0)]
     return _Seen(np.array(log.times_ns), exposure, valid, lower, sigma, distance, rank, true)
+
+
+def _nearest_rows(log: FrameLog) -> tuple[Array, Array, Array]:
+    """Return bound, distance and sigma (F, S) of each structure's row with the least bound: its tip or its shaft."""
+    rows = [np.array(numbers, dtype=np.float64) for numbers in (log.lower, log.distance, log.sigma)]
+    found = [np.empty((len(log.lower), len(log.structures))) for _ in rows]
+    every = np.arange(len(log.lower))
+    names = np.array(log.row_names)
+    for s, name in enumerate(log.structures):
+        of = np.flatnonzero(names == name)
+        least = of[rows[0][:, of].argmin(axis=1)]
+        for row, out in zip(rows, found, strict=True):
+            out[:, s] = row[every, least]
+    return found[0], found[1], found[2]
 
 
 def _exposures(log: FrameLog, insertion: Insertion) -> Ints:
@@ -174,12 +191,12 @@ def _contacts(seen: _Seen, insertion: Insertion, log: FrameLog) -> list[dict[str
             if shown[-1] != before[-1]:
                 entry["blind_s"] = round((at_ns - int(seen.times_ns[shown[-1]])) / 1e9, 3)
         else:
-            entry["cause"] = _cause(seen, log, before, s, at_ns)
+            entry["cause"] = _cause(seen, insertion, log, before, s, at_ns)
         found.append(entry)
     return found
 
 
-def _cause(seen: _Seen, log: FrameLog, before: Ints, s: int, at_ns: int) -> str:
+def _cause(seen: _Seen, insertion: Insertion, log: FrameLog, before: Ints, s: int, at_ns: int) -> str:
     """Return why no warning stood when a contact came."""
     if not len(before):
         return "contact before the first frame"
@@ -189,9 +206,24 @@ def _cause(seen: _Seen, log: FrameLog, before: Ints, s: int, at_ns: int) -> str:
         since_s = (at_ns - int(seen.times_ns[gone[-1]])) / 1e9 if len(gone) else float("inf")
         return f"no geometry: {log.states[last]} for {since_s:.2f} s, shown as such"
     error = seen.distance[last, s] - seen.true[last, s]
-    bound, sigma = seen.lower[last, s], seen.sigma[last, s]
-    true = seen.true[last, s]
-    return f"bound {bound:.2f} mm, truth {true:.2f} mm: measured {error:.2f} mm too far, {error / sigma:.1f} sigma"
+    bound, sigma, true = seen.lower[last, s], seen.sigma[last, s], seen.true[last, s]
+    return (
+        f"bound {bound:.2f} mm, truth {true:.2f} mm: measured {error:.2f} mm too far, {error / sigma:.1f} sigma;"
+        f" drawn were {_drawn(insertion, s)}"
+    )
+
+
+def _drawn(insertion: Insertion, s: int) -> str:
+    """Return the lasting errors of an insertion, the largest first."""
+    drawn = insertion.drawn
+    errors = {
+        "registration": drawn.registration_mm,
+        "structure larger than its surface": float(insertion.enlarged_mm[s]),
+        "bend": drawn.bend_mm,
+        "tip": drawn.tip_mm,
+        "tracker bias": drawn.tool_bias_mm,
+    }
+    return ", ".join(f"{name} {mm:.1f} mm" for name, mm in sorted(errors.items(), key=lambda e: -abs(e[1])))
 
 
 def _latencies(seen: _Seen, levels: Array) -> dict[str, dict[str, int]]:

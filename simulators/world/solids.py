@@ -8,7 +8,7 @@ other and to VTK.  Positive outside, negative inside, LPS mm.
 Theory.  A tube or round cone is a union of balls centred on a segment with a radius that runs linearly.  The distance
 of a shaft (a segment) to it is the least of ``|p(t) - c(a)| - r(a)`` over both parameters, a convex function.  With one
 radius it is the distance of two segments less the radius (Ericson 2004, 5.1.9); else the least over ``a`` is known in
-closed form and the least over ``t`` is found by ternary search.
+closed form and the least over ``t`` is found by golden-section search (Kiefer 1953).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Array
 from simulators.world.truth import BallChain, Surface, Truth, Union
 
-_SEARCH_STEPS: Final = 60
-"""Each leaves two thirds of the segment."""
+_SEARCH_STEPS: Final = 40
+_GOLDEN: Final = 0.5 * (5.0**0.5 - 1.0)
+"""Each step leaves this share of the segment: in the end 5e-9 of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,15 +89,33 @@ def _row(name: str, solid: BallChain) -> list[float]:
 
 @njit(cache=True, nogil=True)
 def _least(tips, hubs, chains, first, out):  # type: ignore[no-untyped-def]
+    """Least distances; from one needle to the next none shrinks by more than the farther-moved end moved."""
+    bound = np.full(chains.shape[0], -np.inf)
     for n in range(tips.shape[0]):
+        if n > 0:
+            bound -= max(_apart(tips[n], tips[n - 1]), _apart(hubs[n], hubs[n - 1]))
         for s in range(first.shape[0] - 1):
-            best = np.inf
+            nearest = first[s] + np.argmin(bound[first[s] : first[s + 1]])
+            best = bound[nearest] = _to_chain(tips[n], hubs[n], chains[nearest], np.inf)
             for m in range(first[s], first[s + 1]):
-                d = _segments(tips[n], hubs[n], chains[m, 0:3], chains[m, 3:6]) - max(chains[m, 6], chains[m, 7])
-                if d < best and chains[m, 6] != chains[m, 7]:  # so far only a bound
-                    d = _to_cone(tips[n], hubs[n], chains[m])
-                best = min(best, d)
+                if bound[m] < best:
+                    bound[m] = _to_chain(tips[n], hubs[n], chains[m], best)
+                    best = min(best, bound[m])
             out[n, s] = best
+
+
+@njit(cache=True, nogil=True)
+def _to_chain(tip, hub, chain, best):  # type: ignore[no-untyped-def]
+    """Distance of a needle to a chain, or a lower bound of it that is not below ``best``."""
+    d = _segments(tip, hub, chain[0:3], chain[3:6]) - max(chain[6], chain[7])
+    if d < best and chain[6] != chain[7]:
+        d = _to_cone(tip, hub, chain)
+    return d
+
+
+@njit(cache=True, nogil=True)
+def _apart(a, b):  # type: ignore[no-untyped-def]
+    return np.sqrt((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2)
 
 
 @njit(cache=True, nogil=True)
@@ -151,13 +170,16 @@ def _to_cone(tip, hub, chain):  # type: ignore[no-untyped-def]
     dx, dy, dz = hub[0] - tip[0], hub[1] - tip[1], hub[2] - tip[2]
     if dx * dx + dy * dy + dz * dz < 1e-18:
         return _point_to_cone(tip[0], tip[1], tip[2], chain)
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_a = _point_to_cone(tip[0] + a * dx, tip[1] + a * dy, tip[2] + a * dz, chain)
+    at_b = _point_to_cone(tip[0] + b * dx, tip[1] + b * dy, tip[2] + b * dz, chain)
     for _ in range(_SEARCH_STEPS):
-        a, b = low + (high - low) / 3.0, high - (high - low) / 3.0
-        at_a = _point_to_cone(tip[0] + a * dx, tip[1] + a * dy, tip[2] + a * dz, chain)
-        at_b = _point_to_cone(tip[0] + b * dx, tip[1] + b * dy, tip[2] + b * dz, chain)
         if at_a <= at_b:
-            high = b
+            high, b, at_b = b, a, at_a
+            a = high - _GOLDEN * (high - low)
+            at_a = _point_to_cone(tip[0] + a * dx, tip[1] + a * dy, tip[2] + a * dz, chain)
         else:
-            low = a
-    t = 0.5 * (low + high)
-    return _point_to_cone(tip[0] + t * dx, tip[1] + t * dy, tip[2] + t * dz, chain)
+            low, a, at_a = a, b, at_b
+            b = low + _GOLDEN * (high - low)
+            at_b = _point_to_cone(tip[0] + b * dx, tip[1] + b * dy, tip[2] + b * dz, chain)
+    return min(at_a, at_b)

@@ -26,7 +26,10 @@ def chain(rng: np.random.Generator, cone: bool) -> BallChain:
 
 
 def needles(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+    """Return needles anywhere, then one that goes little by little: what is far is passed over from pose to pose."""
     tips, axes = rng.uniform(-40.0, 40.0, (count, 3)), rng.normal(size=(count, 3))
+    tips[count // 2 :] = tips[0] + np.linspace(0.0, 1.0, count - count // 2)[:, None] * (tips[1] - tips[0])
+    axes[count // 2 :] = axes[0]
     return tips, tips - 120.0 * axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
 
