@@ -34,6 +34,7 @@ from navsrv.pipeline.inputs import (
 )
 from navsrv.pipeline.links import PoseLink
 from navsrv.pipeline.reference_watch import ReferenceWatch
+from navsrv.pipeline.registration_checks import TOUCH_SIGMA_MM, applied, checked_by_landmark, checked_by_proposal
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, frames_of
 from navsrv.pipeline.snapshot import SnapshotGuide
@@ -41,6 +42,7 @@ from navsrv.pipeline.sources import Driver
 from navsrv.pipeline.tissue import Tissue
 from navsrv.pipeline.tool import RoomFacts, ToolGuide
 from navsrv.pipeline.watches import MissWatch, RateWatch
+from navsrv.registration.health import Finding
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
 Output = GuidanceFrame | Reply | Note | EndLink | ToDevice
@@ -277,7 +279,16 @@ class Pipeline:
             self._room.phase = "registration"
         text = f"registration {item.id} by {item.method}: {item.verdict}, TRE {item.tre_mm:.2f} mm ({item.reason})"
         fields = {"id": registration.id, "method": item.method, "verdict": item.verdict, "tre_mm": item.tre_mm}
-        return [Note(item.now_ns, "registration_proposed", text, fields), *self._frames(item.now_ns)]
+        target = None if self.setup.path is None else self.setup.path.target_ct_mm
+        fallen = self._checked(checked_by_proposal(self._registrations, registration, target), item.now_ns)
+        return [Note(item.now_ns, "registration_proposed", text, fields), *fallen, *self._frames(item.now_ns)]
+
+    def _checked(self, finding: Finding | None, now_ns: int) -> list[Note]:
+        """Let the registration in use fall as far as a finding says; return what the log must say."""
+        notes = [] if finding is None else applied(self._registrations, finding, now_ns)
+        if notes:
+            self._end_exceptions("the registration is in doubt", now_ns)
+        return notes
 
     def _command(self, item: CommandIn) -> list[Output]:
         operation = _OPERATIONS.get(item.op)
@@ -357,6 +368,19 @@ class Pipeline:
         self._registrations.put_in_doubt(name, reason, Condition.UNVERIFIED, item.now_ns)
         self._end_exceptions("the registration is in doubt", item.now_ns)
         return None
+
+    def _check_landmark(self, item: CommandIn) -> Any:
+        """Compare where a tool touches a landmark with where the registration in use puts it; the state may fall."""
+        tip = self._sample_tip(item)
+        point, sigma = _argument(item, "point_ct_mm", list), item.args.get("sigma_mm", TOUCH_SIGMA_MM)
+        finding = checked_by_landmark(self._registrations, np.array(point), np.array(tip["tip_ref_mm"]), float(sigma))
+        self._guides[item.args["tool"]].notes += self._checked(finding, item.now_ns)
+        return {
+            "away_mm": finding.value_mm,
+            "limit_mm": finding.limit_mm,
+            "state": finding.health.value,
+            "reason": finding.reason,
+        }
 
     def _confirm(self, item: CommandIn) -> Any:
         """Trust a registration again that is unverified or expired: the operator has checked it."""
@@ -481,6 +505,7 @@ _OPERATIONS = {
     "except_structure": Pipeline._except_structure,
     "accept_registration": Pipeline._accept,
     "doubt_registration": Pipeline._doubt,
+    "check_landmark": Pipeline._check_landmark,
     "confirm_registration": Pipeline._confirm,
     "reject_registration": Pipeline._reject,
     "describe_registration": Pipeline._describe,

@@ -131,6 +131,14 @@ class Registrations:
                 return self.accepted
         raise ValueError(f"registration {registration_id!r} is neither unverified nor expired")
 
+    def end(self, registration_id: str, reason: str, now_ns: int) -> Registration:
+        """Stop using the accepted one, by a rule, until an operator confirms it; ValueError if it is not this one."""
+        if self.accepted is None or self.accepted.id != registration_id:
+            raise ValueError(f"registration {registration_id!r} is not in use")
+        ended = replace(self.accepted, state="expired", reason=reason, since_ns=now_ns, doubt=None)
+        self.accepted, self.last = None, ended
+        return ended
+
     def expire(self, now_ns: int, max_age_ns: int) -> Registration | None:
         """Stop using one that was last trusted longer ago than this; return it if that happened now.
 

@@ -101,6 +101,14 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         {"id": "text", "reason": "text"},
         "loop",
     ),
+    "check_landmark": Operation(
+        "Compare where a tool's tip touches a landmark (its place in the CT, LPS mm) with where the registration in use"
+        " puts it. A disagreement beyond the limit makes it unverified, a large one expired; sigma_mm is that of the"
+        " touch per axis, 0.5 unless given.",
+        {"tool": "text", "point_ct_mm": "point"},
+        "loop",
+        {"sigma_mm": "number"},
+    ),
     "confirm_registration": Operation(
         "Trust an unverified or expired registration again: the operator has checked it.", {"id": "text"}, "loop"
     ),
@@ -117,6 +125,22 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "set_phase": Operation("Set the phase of the procedure.", {"phase": "text"}, "loop"),
     "park_tool": Operation(
         "Say that a tool is parked on purpose, or in use again.", {"tool": "text", "parked": "flag"}, "loop"
+    ),
+    "forget_needle": Operation(
+        "Stop showing where an image saw a tool, because it was moved since.", {"tool": "text"}, "loop"
+    ),
+    "register_xrays": Operation(
+        "Register the newest two X-rays of a C-arm to the CT and propose the result; seen says about how the last one"
+        " sees the patient: ap, pa, to_left or to_right, the head at the top.",
+        {"seen": "text"},
+        "session",
+        {"source": "text"},
+    ),
+    "find_needle": Operation(
+        "Look again for a tool in its newest images; near a point of the CT (LPS mm) where they show several needles.",
+        {},
+        "session",
+        {"tool": "text", "near_ct_mm": "point"},
     ),
     "patient_turned": Operation(
         "Say that the patient was turned: soft tissue is doubted more until the anatomy is confirmed.", {}, "loop"
