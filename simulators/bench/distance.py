@@ -1,9 +1,10 @@
-"""Time of one step (tip and shaft against six structures) beside vtkImplicitPolyDataDistance, in one run.
+"""Time of one step (tip and shaft against six structures) beside other ways to the same distances, in one run.
 
-``hot``: our step alone in a loop.  ``paced``: at 250 Hz, asleep in between, as in a server.  ``interleaved``: the
-methods take turns at every pose and push each other out of the caches, worse than a server's other work would.  VTK
-measures the six tips, and 64 samples of each shaft (at fewer poses, since it takes long).  Times are wall time in
-microseconds; run it on a quiet machine.
+``hot``: our step alone in a loop.  ``paced``: at 250 Hz, asleep in between, as in a server.  ``beside``: the methods
+take turns at every pose and push each other out of the caches, worse than a server's other work would; each of the
+others measures the six tips and 64 samples of each shaft, ``vtk rebuilt`` its tips alone, once for each structure.
+``growth``: our hot step with more triangles and with more structures.  ``zone``: an ellipsoid of 15 x 15 x 20 mm at the
+tip.  Times are wall time in microseconds; run it on a quiet machine.  Open3D is measured where it is installed.
 
     navsrv bench distance --json
 """
@@ -15,7 +16,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,25 @@ from numpy.typing import NDArray
 from navsrv.anatomy.bench_surfaces import bench_meshes
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.anatomy.mesh import Mesh
-from navsrv.guidance.clearance import ClearanceEngine, Clearances, warm_up
+from navsrv.guidance.clearance import ClearanceEngine, Clearances, Zone, ZoneClearances, warm_up
+from navsrv.kernel.frames import rotation_z_onto
+from simulators.bench.surface_peers import distance_grid, open3d_scene, vtk_kept, vtk_rebuilt
 
 Array = NDArray[np.float64]
 LENGTH_MM, RADIUS_MM, SAMPLES = 120.0, 0.75, 64
+PEERS: Final = {
+    "vtk kept": (vtk_kept, True),
+    "vtk rebuilt": (vtk_rebuilt, False),
+    "open3d": (open3d_scene, True),
+    "grid 1 mm": (distance_grid, True),
+}
+"""Each with whether it is asked for the shafts too."""
+REBUILDS: Final = 5
+"""Poses at which a structure is built anew."""
+GROWTH_TRIANGLES: Final = (10_000, 100_000, 1_000_000)
+GROWTH_STRUCTURES: Final = (1, 6, 24)
+APART_MM: Final = 40.0
+"""Between the copies that make more structures: all of them stay within reach."""
 
 
 def insertions(steps: int) -> tuple[Array, Array]:
@@ -35,25 +51,6 @@ def insertions(steps: int) -> tuple[Array, Array]:
     tips = np.stack([70 * np.sin(3 * t + 1), -60 + 50 * np.cos(2.3 * t), 60 - 100 * t], axis=1)
     axes = np.stack([0.3 + 0.2 * np.sin(2 * t), 0.8 + 0 * t, -0.5 + 0.3 * np.cos(3 * t)], axis=1)
     return tips, axes / np.linalg.norm(axes, axis=1)[:, None]
-
-
-def vtk_distance(mesh: Mesh) -> Any:
-    """Return a vtkImplicitPolyDataDistance of ``mesh``."""
-    from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
-    from vtkmodules.vtkCommonCore import vtkPoints
-    from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkPolyData
-    from vtkmodules.vtkFiltersCore import vtkImplicitPolyDataDistance
-
-    cells = np.hstack([np.full((len(mesh.triangles), 1), 3), mesh.triangles]).astype(np.int64)
-    points, polys, data = vtkPoints(), vtkCellArray(), vtkPolyData()
-    points.SetData(numpy_to_vtk(mesh.vertices_mm.copy(), deep=True))
-    polys.ImportLegacyFormat(numpy_to_vtkIdTypeArray(cells.ravel(), deep=True))
-    data.SetPoints(points)
-    data.SetPolys(polys)
-    distance = vtkImplicitPolyDataDistance()
-    distance.SetInput(data)
-    distance.EvaluateFunction(0.0, 0.0, 0.0)
-    return distance
 
 
 def spread(us: list[float]) -> dict[str, float]:
@@ -66,7 +63,7 @@ def timed(us: list[float], begin_ns: int) -> None:
     us.append((time.perf_counter_ns() - begin_ns) / 1e3)
 
 
-def run(triangles: int, steps: int, vtk_every: int) -> dict[str, Any]:
+def run(triangles: int, steps: int, every: int, growth: bool) -> dict[str, Any]:
     """Return all figures of one run."""
     begin = time.perf_counter()
     warm_up()
@@ -84,62 +81,121 @@ def run(triangles: int, steps: int, vtk_every: int) -> dict[str, Any]:
         result["load_six_s"] = time.perf_counter() - begin
     result["bytes_per_triangle"] = sum(s.nbytes for s in structures) / sum(len(m.triangles) for m in meshes)
     engine, out = ClearanceEngine(structures), Clearances(len(structures))
-    result.update(compare(engine, out, [vtk_distance(mesh) for mesh in meshes], steps, vtk_every))
+    hot = hot_steps(engine, steps)
+    result["hot_us"], result["visits"] = spread(hot[0]), spread(hot[1])
+    result["paced_us"] = spread(paced_steps(engine, min(steps, 1000)))
+    result["zone_us"] = spread(zone_steps(engine, min(steps, 1000)))
+    result["beside"] = compare(engine, out, meshes, insertions(steps), every)
+    if growth:
+        result["growth"] = grown(structures, meshes, steps)
     return result
 
 
-def compare(engine: ClearanceEngine, out: Clearances, judges: list[Any], steps: int, vtk_every: int) -> dict[str, Any]:
-    """Return times of our step and of VTK's, and their largest differences."""
-    tips, axes = insertions(steps)
-    hot: list[float] = []
-    visits: list[int] = []
-    for tip, axis in zip(tips, axes, strict=True):
+def hot_steps(engine: ClearanceEngine, steps: int) -> tuple[list[float], list[float]]:
+    """Return the time (us) of each step alone in a loop, and its visits."""
+    out = Clearances(engine.count)
+    us: list[float] = []
+    visits: list[float] = []
+    for tip, axis in zip(*insertions(steps), strict=True):
         begin = time.perf_counter_ns()
         engine.measure(tip, axis, LENGTH_MM, RADIUS_MM, out)
-        timed(hot, begin)
-        visits.append(int(out.tip_visits.sum() + out.shaft_visits.sum()))
-    paced: list[float] = []
-    for tip, axis in zip(tips[:1000], axes[:1000], strict=True):
+        timed(us, begin)
+        visits.append(float(out.tip_visits.sum() + out.shaft_visits.sum()))
+    return us, visits
+
+
+def paced_steps(engine: ClearanceEngine, steps: int) -> list[float]:
+    """Return the time (us) of each step after 4 ms of sleep."""
+    out = Clearances(engine.count)
+    us: list[float] = []
+    for tip, axis in zip(*insertions(steps), strict=True):
         time.sleep(0.004)
         begin = time.perf_counter_ns()
         engine.measure(tip, axis, LENGTH_MM, RADIUS_MM, out)
-        timed(paced, begin)
-    ours: list[float] = []
-    vtk_tips: list[float] = []
-    vtk_shafts: list[float] = []
-    tip_error, shaft_excess = 0.0, []
+        timed(us, begin)
+    return us
+
+
+def zone_steps(engine: ClearanceEngine, steps: int) -> list[float]:
+    """Return the time (us) of each step of a zone alone in a loop."""
+    out, semi_axes_mm = ZoneClearances(engine.count), np.array([15.0, 15.0, 20.0])
+    us: list[float] = []
+    for tip, axis in zip(*insertions(steps), strict=True):
+        zone = Zone(tip, rotation_z_onto(axis), semi_axes_mm)
+        begin = time.perf_counter_ns()
+        engine.measure_zone(zone, out)
+        timed(us, begin)
+    return us[1:]  # the first compiles
+
+
+def compare(
+    engine: ClearanceEngine, out: Clearances, meshes: list[Mesh], path: tuple[Array, Array], every: int
+) -> dict[str, Any]:
+    """Return the times of our step and of the others at the same poses, and by how much they differ."""
+    result: dict[str, Any] = {}
     along = np.linspace(0, LENGTH_MM, SAMPLES)
-    for tip, axis in zip(tips[::vtk_every], axes[::vtk_every], strict=True):
-        begin = time.perf_counter_ns()
-        engine.measure(tip, axis, LENGTH_MM, RADIUS_MM, out)
-        timed(ours, begin)
-        x, y, z = tip.tolist()
-        begin = time.perf_counter_ns()
-        theirs = [judge.EvaluateFunction(x, y, z) for judge in judges]
-        timed(vtk_tips, begin)
-        samples = (tip - along[:, None] * axis).tolist()
-        begin = time.perf_counter_ns()
-        shafts = [min(judge.EvaluateFunction(a, b, c) for a, b, c in samples) for judge in judges]
-        timed(vtk_shafts, begin)
-        tip_error = max(tip_error, float(np.abs(np.array(theirs) - out.tip_distance_mm).max()))
-        shaft_excess.append(np.array(shafts) - RADIUS_MM - out.shaft_distance_mm)
-    step, rival = spread(ours), spread([a + b for a, b in zip(vtk_tips, vtk_shafts, strict=True)])
+    poses = list(zip(path[0][::every], path[1][::every], strict=True))
+    for name, (make, shafts) in PEERS.items():
+        begin = time.perf_counter()
+        try:
+            peers = [make(mesh) for mesh in meshes]
+        except ImportError:
+            result[name] = "not installed"
+            continue
+        entry: dict[str, Any] = {"build_six_s": time.perf_counter() - begin}
+        ours: list[float] = []
+        theirs: list[float] = []
+        tip_off: list[Array] = []
+        shaft_off: list[Array] = []
+        for tip, axis in poses if shafts else poses[:: max(1, len(poses) // REBUILDS)]:
+            begin_ns = time.perf_counter_ns()
+            engine.measure(tip, axis, LENGTH_MM, RADIUS_MM, out)
+            timed(ours, begin_ns)
+            points = tip - along[:, None] * axis if shafts else tip[None]
+            begin_ns = time.perf_counter_ns()
+            found = np.array([peer(points) for peer in peers])
+            timed(theirs, begin_ns)
+            tip_off.append(np.abs(found[:, 0] - out.tip_distance_mm))
+            if shafts:
+                shaft_off.append(found.min(axis=1) - RADIUS_MM - out.shaft_distance_mm)
+        entry |= {"poses": len(ours), "ours_us": spread(ours), "us": spread(theirs)}
+        entry["times_ours_p50"] = entry["us"]["p50"] / entry["ours_us"]["p50"]
+        entry["tip_error_mm"] = _error(np.array(tip_off))
+        if shafts:
+            entry["shaft_too_far_mm"] = _error(np.array(shaft_off))
+        result[name] = entry
+    return result
+
+
+def _error(off: Array) -> dict[str, float]:
+    """Return least, median and most of what is known, and the share that is not (outside a grid)."""
+    known = off[np.isfinite(off)]
     return {
-        "poses": {"hot": len(hot), "interleaved": len(ours)},
-        "visits": spread([float(v) for v in visits]),
-        "hot_us": spread(hot),
-        "paced_us": spread(paced),
-        "interleaved_us": step,
-        "vtk_six_tips_us": spread(vtk_tips),
-        "vtk_64_sample_shafts_us": spread(vtk_shafts),
-        "vtk_over_ours_p50": rival["p50"] / step["p50"],
-        "largest_tip_difference_mm": tip_error,
-        "shaft_of_vtk_samples_minus_ours_mm": {
-            "least": float(np.min(shaft_excess)),
-            "mean": float(np.mean(shaft_excess)),
-            "most": float(np.max(shaft_excess)),
-        },
+        "least": float(known.min()),
+        "median": float(np.median(known)),
+        "most": float(known.max()),
+        "unknown_share": float(1.0 - known.size / off.size),
     }
+
+
+def grown(structures: list[DistanceStructure], meshes: list[Mesh], steps: int) -> dict[str, Any]:
+    """Return our hot step with more triangles, and with more structures."""
+    result: dict[str, Any] = {"triangles": {}, "structures": {}}
+    for triangles in GROWTH_TRIANGLES:
+        begin = time.perf_counter()
+        built = [DistanceStructure.build(mesh) for mesh in bench_meshes(triangles).values()]
+        build_s = time.perf_counter() - begin
+        us = spread(hot_steps(ClearanceEngine(built), steps)[0])
+        result["triangles"][str(triangles)] = us | {"build_six_s": build_s}
+    figures = [entry["p50"] for entry in result["triangles"].values()]
+    result["triangles_most_over_least_p50"] = figures[-1] / figures[0]
+    for count in GROWTH_STRUCTURES:
+        many = list(structures[:count])
+        for copy in range(1, -(-count // len(meshes))):
+            shift = APART_MM * copy * np.array([1.0, -1.0, 0.5])
+            many += [DistanceStructure.build(Mesh(m.vertices_mm + shift, m.triangles)) for m in meshes]
+        result["structures"][str(count)] = spread(hot_steps(ClearanceEngine(many[:count]), steps)[0])
+    return result
 
 
 def main(argv: list[str]) -> int:
@@ -147,14 +203,26 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triangles", type=int, default=100_000, help="of each structure (default %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="poses of the hot loop (default %(default)s)")
-    parser.add_argument("--vtk-every", type=int, default=40, help="every so many poses VTK too (default %(default)s)")
+    parser.add_argument(
+        "--every", type=int, default=40, help="every so many poses the others too (default %(default)s)"
+    )
+    parser.add_argument("--no-growth", action="store_true", help="leave out what takes longest")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     arguments = parser.parse_args(argv)
-    result = run(arguments.triangles, arguments.steps, arguments.vtk_every)
+    result = run(arguments.triangles, arguments.steps, arguments.every, not arguments.no_growth)
     if arguments.json:
         print(json.dumps(result))
         return 0
-    for name, value in result.items():
-        shown = value.items() if isinstance(value, dict) else [("", value)]
-        print(f"{name:36s}", "  ".join(f"{k} {v:.4g}".strip() for k, v in shown))
+    _print("", result)
     return 0
+
+
+def _print(indent: str, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+            print(f"{indent}{name}")
+            _print(indent + "  ", value)
+        else:
+            shown = value.items() if isinstance(value, dict) else [("", value)]
+            words = (f"{k} {v:.4g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in shown)
+            print(f"{indent + name:36s}", "  ".join(w.strip() for w in words))

@@ -15,8 +15,8 @@ import numpy as np
 import zmq
 
 from navsrv.anatomy.bench_surfaces import bench_meshes
-from simulators.bench.distance import vtk_distance
 from simulators.bench.parts import path_poses, say, told_end_ns
+from simulators.bench.surface_peers import implicit_distance, poly_data
 
 STAMP_HZ: Final = 65536
 """pyigtl keeps stamps as float seconds: whole parts of this go through it unharmed."""
@@ -56,7 +56,9 @@ def guide(port: int, wait: bool) -> None:
     """Receive (as documented, or by tight polling), measure six tips, publish."""
     import pyigtl
 
-    judges = [vtk_distance(mesh) for mesh in bench_meshes().values()]
+    judges = [implicit_distance(poly_data(mesh)) for mesh in bench_meshes().values()]
+    for judge in judges:
+        judge.EvaluateFunction(0.0, 0.0, 0.0)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     publisher = context.socket(zmq.PUB)
     zmq_port = publisher.bind_to_random_port("tcp://127.0.0.1")
