@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsrv.kernel.errors import CalibrationError
-from navsrv.kernel.frames import RIGIDITY_TOLERANCE, Array, polished_rotation, rotation_defect
+from navsrv.kernel.frames import RIGIDITY_TOLERANCE, Array
 from navsrv.kernel.registration import Verdict
 
 Labels = NDArray[np.int64]
@@ -66,17 +66,23 @@ def checked_poses(poses: ArrayLike, what: str, at_least: int) -> Array:
     finite = np.isfinite(p).all(axis=(1, 2))
     if not finite.all():
         raise CalibrationError(f"{what}: pose {int(np.flatnonzero(~finite)[0]) + 1} holds a number that is not finite")
-    for i, pose in enumerate(p):
-        if pose[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
-            raise CalibrationError(f"{what}: pose {i + 1} has the last row {pose[3].tolist()}, expected 0 0 0 1")
-        if rotation_defect(pose[:3, :3]) > RIGIDITY_TOLERANCE:
-            determinant = float(np.linalg.det(pose[:3, :3]))
-            gap = float(np.abs(pose[:3, :3].T @ pose[:3, :3] - np.eye(3)).max())
-            fault = "mirrors" if determinant < 0.0 else "is not rigid"
-            raise CalibrationError(
-                f"{what}: pose {i + 1} {fault}: determinant {determinant:.3f}, |R^T R - I| = {gap:.2g}"
-            )
-        pose[:3, :3] = polished_rotation(pose[:3, :3])
+    last_row = (p[:, 3] != (0.0, 0.0, 0.0, 1.0)).any(axis=1)
+    rotations = p[:, :3, :3]
+    gaps = np.abs(np.swapaxes(rotations, 1, 2) @ rotations - np.eye(3)).max(axis=(1, 2))
+    determinants = np.linalg.det(rotations)
+    bad = last_row | (gaps > RIGIDITY_TOLERANCE) | (determinants <= 0.0)
+    if bad.any():
+        i = int(bad.argmax())
+        if last_row[i]:
+            raise CalibrationError(f"{what}: pose {i + 1} has the last row {p[i, 3].tolist()}, expected 0 0 0 1")
+        fault = "mirrors" if determinants[i] < 0.0 else "is not rigid"
+        raise CalibrationError(
+            f"{what}: pose {i + 1} {fault}: determinant {determinants[i]:.3f}, |R^T R - I| = {gaps[i]:.2g}"
+        )
+    # Newton-Schulz (Higham 1986): each step squares what rounding left.
+    for _ in range(2):
+        rotations = 0.5 * rotations @ (3.0 * np.eye(3) - np.swapaxes(rotations, 1, 2) @ rotations)
+    p[:, :3, :3] = rotations
     return p
 
 

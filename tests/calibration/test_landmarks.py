@@ -55,7 +55,7 @@ def test_predicted_tre_agrees_with_fitzpatrick_and_with_monte_carlo() -> None:
     seen, rotation, translation = moved(POINTS_MM)
     target_seen = (TARGET_MM - translation) @ rotation
     errors, twists, fres = [], [], []
-    for _ in range(1500):
+    for _ in range(900):
         noisy = seen + rng.normal(0, sigma, seen.shape)
         result = solve_landmarks(noisy, POINTS_MM, frm=TRACKER, target_ct_mm=TARGET_MM, fle_mm=fle)
         errors.append(result.transform.apply(target_seen) - TARGET_MM)
@@ -65,9 +65,9 @@ def test_predicted_tre_agrees_with_fitzpatrick_and_with_monte_carlo() -> None:
         )
         fres.append(result.residual_mm or 0.0)
     actual = np.sqrt((np.array(errors) ** 2).sum(axis=1).mean())
-    assert tre_rms_mm(result.transform, TARGET_MM) == pytest.approx(actual, rel=0.05)
+    assert tre_rms_mm(result.transform, TARGET_MM) == pytest.approx(actual, rel=0.07)
     assert fitzpatrick_tre_mm(POINTS_MM, TARGET_MM, fle) == pytest.approx(result.tre_mm, rel=1e-2)
-    assert np.mean(np.square(fres)) == pytest.approx((1 - 2 / len(POINTS_MM)) * fle**2, rel=0.05)
+    assert np.mean(np.square(fres)) == pytest.approx((1 - 2 / len(POINTS_MM)) * fle**2, rel=0.06)
     predicted = result.transform.covariance
     assert predicted is not None
     whitened = np.array(twists) @ np.linalg.inv(np.linalg.cholesky(predicted)).T

@@ -77,7 +77,7 @@ def test_truth_lies_within_the_stated_covariance(
 ) -> None:
     """Catches a covariance that counts correlated samples as new ones, or takes the tip's lever arm for none."""
     rng = np.random.default_rng(5)
-    trials, inside, ratios = 200, 0, []
+    trials, inside, ratios = 150, 0, []
     for _ in range(trials):
         result = solve_pivot(noise(rng, 100), method=method)
         off = result.tip_tool_mm - TIP

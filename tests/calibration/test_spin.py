@@ -30,7 +30,7 @@ def recording(angles_rad: Array, shake: Rotation | None = None) -> Array:
 @pytest.mark.parametrize("span_rad", [1.8, 6.0])
 def test_truth_lies_within_the_stated_covariance(heavy: bool, span_rad: float) -> None:
     rng = np.random.default_rng(4)
-    trials, inside, ratios = 200, 0, []
+    trials, inside, ratios = 150, 0, []
     for _ in range(trials):
         noise = rng.standard_t(4, (100, 3)) / np.sqrt(2.0) if heavy else rng.normal(size=(100, 3))
         result = solve_spin(
