@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simulators.arguments import Parser, whole
-from simulators.campaign.report import worst_seeds, write_report
+from simulators.campaign.report import worst_seeds, write_page, write_report
 from simulators.campaign.run import Order, Results, on_dask, on_processes, prepare, run_seed
 from simulators.campaign.spec import Spec, load_spec
 
@@ -30,6 +30,7 @@ def arguments() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("campaign"), metavar="FOLDER", help="results (campaign)")
     parser.add_argument("--only", type=whole(0, 2**53), metavar="SEED", help="make one insertion again, recorded")
     parser.add_argument("--insertions", type=whole(1, 10_000_000), metavar="N", help="the first N of the spec's only")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="write the report there too, its plot beside it")
     parser.add_argument("--json", action="store_true", help="end with one JSON line of the figures")
     return parser
 
@@ -85,6 +86,8 @@ def _report(args: Any, spec: Spec, order: Order, results: Results, count: int) -
     limit = "" if args.insertions is None else f" --insertions {args.insertions}"
     command = f"navsrv campaign {args.spec}{limit} --workers {args.workers} --out {args.out}"
     figures = write_report(args.out, spec, command, lines, kept)
+    if args.report is not None:
+        write_page(args.report, spec, figures, lines)
     if args.json:
         print(json.dumps(figures), flush=True)
     else:

@@ -171,9 +171,15 @@ def write_report(
     figures = figures_of(lines)
     figures["command"], figures["worst"] = command, list(worst)
     (folder / "report.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (folder / "report.svg").write_text(_plot(lines), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(spec, figures), encoding="utf-8")
+    write_page(folder / "report.md", spec, figures, lines)
     return figures
+
+
+def write_page(path: Path, spec: Spec, figures: dict[str, Any], lines: Sequence[Line]) -> None:
+    """Write the report for people, and its plot beside it."""
+    plot = path.with_suffix(".svg")
+    plot.write_text(_plot(lines), encoding="utf-8")
+    path.write_text(markdown(spec, figures, plot.name), encoding="utf-8")
 
 
 def _plot(lines: Sequence[Line]) -> str:
@@ -189,7 +195,7 @@ def _plot(lines: Sequence[Line]) -> str:
     )
 
 
-def markdown(spec: Spec, figures: dict[str, Any]) -> str:
+def markdown(spec: Spec, figures: dict[str, Any], plot: str) -> str:
     """Return the report for people."""
     contacts, late, coverage = figures["contacts"], figures["late"], figures["coverage"]
     quiet, drifting = figures["nuisance"]["quiet"], figures["nuisance"]["drifting"]
@@ -206,7 +212,7 @@ def markdown(spec: Spec, figures: dict[str, Any]) -> str:
         " insertions."
         f" One insertion cost {figures['cost_s']['mean']:.2f} s of one core on average.",
         "",
-        "![figures](report.svg)",
+        f"![figures]({plot})",
         "",
         "| what | value (95 % interval) |",
         "|---|---|",
