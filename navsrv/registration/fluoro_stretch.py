@@ -19,7 +19,7 @@ from navsrv.registration.tiles import moved
 
 STRETCHES: Final = np.stack([np.diag(axis) for axis in np.eye(3)])
 """(3, 3, 3): the linear maps that stretch along x, y and z of the CT."""
-ITERATIONS: Final = 6
+ITERATIONS: Final = 12
 STEP: Final = 0.04
 """Largest stretch, and ``STEP_MM`` the largest shift, of one step."""
 STEP_MM: Final = 3.0

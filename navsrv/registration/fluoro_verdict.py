@@ -35,12 +35,14 @@ told by its blurred rim alone, and by the C-arm's focal length."""
 class FluoroLimits:
     """Thresholds of the verdict: (accept, refuse) of each figure."""
 
-    score: tuple[float, float] = (0.36, 0.26)
-    view_score: tuple[float, float] = (0.28, 0.15)
-    margin: tuple[float, float] = (0.15, 0.06)
-    displaced_mm: tuple[float, float] = (0.5, 1.5)
+    score: tuple[float, float] = (0.28, 0.22)
+    view_score: tuple[float, float] = (0.20, 0.10)
+    margin: tuple[float, float] = (0.15, 0.03)
+    stretch: tuple[float, float] = (0.03, 0.08)
+    stretch_gain: tuple[float, float] = (0.02, 0.06)
+    displaced_mm: tuple[float, float] = (0.8, 2.5)
     views_mm: tuple[float, float] = (0.7, 2.0)
-    tre_mm: tuple[float, float] = (1.5, 4.0)
+    tre_mm: tuple[float, float] = (1.2, 4.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,6 +206,9 @@ def _judge(figures: dict[str, float], views_mm: float, tre_mm: float, limits: Fl
     ask("the images agree with score", figures["score"], limits.score)
     ask("the worst view agrees with score", figures["lowest_view_score"], limits.view_score)
     ask("lead over the next best place", figures["margin"], limits.margin)
+    percent = (100.0 * limits.stretch[0], 100.0 * limits.stretch[1])
+    ask("the bone is longer or shorter than in the CT by", 100.0 * figures["stretch"], percent, " %")
+    ask("stretched, the bone would suit the images better by a score of", figures["stretch_gain"], limits.stretch_gain)
     ask("the views disagree by", views_mm, limits.views_mm, " mm")
     ask("a displaced start ends away by", figures["displaced_start_mm"], limits.displaced_mm, " mm")
     ask("predicted TRE at the target", tre_mm, limits.tre_mm, " mm")

@@ -1,10 +1,10 @@
 """Owns who is in the picture: a CT, its bones, and which of them are next to which.
 
 A patient has a name that says all: ``sacrum:5`` is the generated pelvis of seed 5, ``spine:31:2`` the real spine about
-the vertebra with label 31 (L1) with the proportions of variant 2
-(0: as scanned; negative: strangers, further off).  Variants stretch the three axes by
-a few per cent, which is what tells one adult's vertebra from another's; they are stand-ins for patients we have no CT
-of, and reports say so.
+the vertebra with label 31 (L1) with the proportions of variant 2 (0: as they are; negative: strangers, further off).
+Variants stretch the three axes by a few per cent, which is the least that tells one adult's bones from another's; they
+are stand-ins for patients we have no CT of, and reports say so.  Generated pelves of different seeds are nearly twins
+(one shape, sizes within 3 per cent, surfaces 1 to 2 mm apart): strangers among them are stretched, too.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def patient(name: str) -> Patient:
     """Return the patient of a name."""
     kind, *numbers = name.split(":")
     if kind == "sacrum":
-        return _pelvis(int(numbers[0]))
+        return _pelvis(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
     if kind == "spine":
         return _spine(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
     raise ValueError(f"no such patient: {name}")
 
 
-def _pelvis(seed: int) -> Patient:
+def _pelvis(seed: int, variant: int) -> Patient:
     file = made_folder(navsrv_home() / "verdict") / f"sacrum-{seed}.npz"
     if not file.is_file():
         from navsrv.anatomy.sacrum import generate_sacrum
@@ -102,7 +102,8 @@ def _pelvis(seed: int) -> Patient:
         labels = stored["labels"]
     bones = dict(PELVIS_BONES)
     main = bones.pop("Sacrum")
-    return _cut(Patient(f"sacrum:{seed}", ct, labels, main, tuple(bones.values()), 25.0))
+    name = f"sacrum:{seed}:{variant}" if variant else f"sacrum:{seed}"
+    return _cut(Patient(name, _stretched(ct, variant), labels, main, tuple(bones.values()), 25.0))
 
 
 def _spine(label: int, variant: int) -> Patient:
@@ -110,19 +111,25 @@ def _spine(label: int, variant: int) -> Patient:
 
     files = thoracolumbar.fetch()
     ct, labels = volumes.read_ct(files[0]), volumes.read_labels(files[1])
-    stretch = np.ones(3)
-    if variant < 0:  # somebody of clearly other proportions: 6 to 12 per cent along each axis
-        rng = np.random.default_rng([78, -variant])
-        stretch = 1.0 + rng.uniform(0.06, 0.12, 3) * rng.choice([-1.0, 1.0], 3)
-    elif variant:
-        stretch = np.clip(np.random.default_rng([77, variant]).normal(1.0, STRETCH, 3), 0.85, 1.15)
-    stretched = replace(ct, spacing_mm=ct.spacing_mm * stretch, origin_mm=ct.origin_mm * stretch)
+    stretched = _stretched(ct, variant)
     beside = tuple(n for n in (label - 2, label - 1, label + 1, label + 2) if n in SPINE_LABELS)
     whole = Patient(f"spine:{label}:{variant}", stretched, labels.voxels.astype(np.uint8), label, beside, 0.0)
     near = [n for n in (label - 1, label + 1) if n in SPINE_LABELS]
     middle = whole.centre_ct_mm()
     pitch = float(np.mean([np.linalg.norm(whole.centre_ct_mm(n) - middle) for n in near]))
     return _cut(replace(whole, level_mm=pitch))
+
+
+def _stretched(ct: Volume, variant: int) -> Volume:
+    """Return the CT with the proportions of a variant."""
+    if not variant:
+        return ct
+    if variant < 0:  # somebody of clearly other proportions: 6 to 12 per cent along each axis
+        rng = np.random.default_rng([78, -variant])
+        stretch = 1.0 + rng.uniform(0.06, 0.12, 3) * rng.choice([-1.0, 1.0], 3)
+    else:
+        stretch = np.clip(np.random.default_rng([77, variant]).normal(1.0, STRETCH, 3), 0.85, 1.15)
+    return replace(ct, spacing_mm=ct.spacing_mm * stretch, origin_mm=ct.origin_mm * stretch)
 
 
 def _cut(whole: Patient) -> Patient:
