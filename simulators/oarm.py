@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
@@ -26,10 +27,13 @@ from simulators.world.imaging import OarmProtocol, OarmVolume, reconstruct
 from simulators.world.reconstruction import SpinProtocol, spin
 from simulators.world.scene import Scene, Stream, stream
 from simulators.world.xray import Radiographer
-from simulators.world.xray_solids import Solid, table_top
+from simulators.world.xray_materials import Material
+from simulators.world.xray_solids import Shape, Solid, moved, table_top
 
 RATE_HZ: Final = 10.0
 STATUS_OK: Final = (Metadata("TransformStatus", "OK"),)
+STEEL_HU: Final = 12000.0
+"""What the quick scanner makes of steel, before it clips."""
 TURN_S: Final = 13.0
 """How long the source takes for a turn."""
 
@@ -42,9 +46,34 @@ def quick_scanner(case: Case, seed: int, protocol: OarmProtocol) -> Scanner:
     ct, rng = case.ct(), stream(seed, Stream.OARM)
 
     def scan(begins: Rigid, course: Callable[[float], Rigid], solids: Solid, count: int) -> OarmVolume:
-        return reconstruct(ct, begins, protocol, rng)
+        return with_steel(reconstruct(ct, begins, protocol, rng), moved(solids, begins.inverse()), protocol.blur_mm)
 
     return scan
+
+
+def with_steel(volume: OarmVolume, solids: Solid, blur_mm: float) -> OarmVolume:
+    """Return the volume with the steel cylinders of ``solids`` (in its frame) in it, blurred and clipped as it is."""
+    voxels = volume.voxels.astype(np.float32)
+    back = np.linalg.inv(volume.index_to_volume_mm)
+    spacing = 1.0 / float(np.linalg.norm(back[0, :3]))
+    for piece in solids:
+        if piece.shape is not Shape.CYLINDER or piece.material is not Material.STEEL:
+            continue
+        middle = back[:3, :3] @ piece.centre_mm + back[:3, 3]
+        reach = np.abs(back[:3, :3] @ piece.axes_mm).sum(axis=1) + 5.0
+        low = np.clip(np.floor(middle - reach), 0, voxels.shape[::-1]).astype(int)
+        high = np.clip(np.ceil(middle + reach), low, voxels.shape[::-1]).astype(int)
+        k, j, i = np.meshgrid(*(np.arange(low[a], high[a]) for a in (2, 1, 0)), indexing="ij")
+        points = np.stack([i, j, k], axis=-1) @ volume.index_to_volume_mm[:3, :3].T + volume.index_to_volume_mm[:3, 3]
+        unit = (points - piece.centre_mm) @ np.linalg.inv(piece.axes_mm).T
+        half = np.linalg.norm(piece.axes_mm, axis=0)
+        across = (np.hypot(unit[..., 0], unit[..., 1]) - 1.0) * half[0]
+        beyond = (np.abs(unit[..., 2]) - 1.0) * half[2]
+        share = np.clip(0.5 - np.maximum(across, beyond) / spacing, 0.0, 1.0).astype(np.float32)
+        voxels[low[2] : high[2], low[1] : high[1], low[0] : high[0]] += STEEL_HU * gaussian_filter(
+            share, blur_mm / spacing
+        )
+    return OarmVolume(np.clip(voxels, -1024, 3071).astype(np.int16), volume.index_to_volume_mm)
 
 
 def full_scanner(case: Case, seed: int, protocol: SpinProtocol) -> Scanner:

@@ -59,6 +59,8 @@ class FoundNeedle:
         object.__setattr__(self, "tip_mm", frozen_array(self.tip_mm, (3,)))
         object.__setattr__(self, "axis", frozen_array(self.axis, (3,)))
         object.__setattr__(self, "covariance", frozen_array(self.covariance, (6, 6)))
+        object.__setattr__(self, "residual_mm", float(self.residual_mm))
+        object.__setattr__(self, "length_mm", float(self.length_mm))
         if abs(float(np.linalg.norm(self.axis)) - 1.0) > 1e-9:
             raise ValueError(f"axis {self.axis.tolist()}: expected a unit vector")
 

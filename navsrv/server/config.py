@@ -96,11 +96,13 @@ class ToolConfig:
     """A tracked tool.
 
     ``needle`` is guided; ``reference`` is fixed to the patient; ``witness`` is a second body fixed to patient or table,
-    that the reference is watched against.
+    that the reference is watched against.  A needle is tracked (``tracker``, ``transform``), or shown by ``images``.
     """
 
-    tracker: str
-    transform: str
+    tracker: str = ""
+    transform: str = ""
+    images: tuple[str, ...] = rule(())
+    """Imaging sources that show a needle in place of a tracker: its state is SNAPSHOT, never live."""
     role: Literal["needle", "reference", "witness"] = "needle"
     tip_mm: tuple[float, ...] = rule((0.0, 0.0, 0.0), length=3, low=-2000.0, high=2000.0)
     axis: tuple[float, ...] = rule((0.0, 0.0, 1.0), length=3)
@@ -138,6 +140,11 @@ class ImagingConfig:
     detector: str | None = None
     trusted: bool = False
     register: bool = True
+    bright_air: bool = True
+    """Of X-rays: air is bright and metal dark, as detectors give it."""
+    sigma_mm: float = rule(0.3, low=0.0, high=20.0)
+    sigma_deg: float = rule(0.05, low=0.0, high=20.0)
+    """One sigma, each axis, of where an image is said to be: the calibration of the device."""
     connect: Literal["openigtlink", "dicom"] = "openigtlink"
     dicom: DicomSourceConfig = rule(factory=DicomSourceConfig)
 
@@ -159,6 +166,10 @@ class RegistrationConfig:
     inflation: dict[str, float] = rule(factory=dict, low=1.0, high=20.0)
     """Factor on the sigma that a registration says of itself, by method, in place of the default."""
     max_age_min: float | None = rule(None, low=0.1, high=1440.0)
+    still_patient: bool = False
+    """No reference is tracked: the patient lies still, and the frame that the images' poses are told in stands in."""
+    pair_s: float = rule(600.0, low=1.0, high=3600.0)
+    """Two X-rays farther apart in time are not held together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +228,8 @@ class Config:
     """One server's whole configuration."""
 
     server: ServerConfig
-    trackers: dict[str, TrackerConfig]
     tools: dict[str, ToolConfig]
+    trackers: dict[str, TrackerConfig] = rule(factory=dict)
     ports: PortsConfig = rule(factory=PortsConfig)
     imaging: dict[str, ImagingConfig] = rule(factory=dict)
     dicom: DicomConfig | None = None
@@ -315,7 +326,7 @@ def _sound(cls: type[T], table: Any) -> dict[str, T]:
 def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
     """Note what only shows when parts are held together, for all parts that are right by themselves."""
     trackers, tools = _sound(TrackerConfig, data.get("trackers")), _sound(ToolConfig, data.get("tools"))
-    if data.get("trackers") == {}:
+    if not data.get("trackers") and not all(tool.images for tool in tools.values()):
         checker.fault("trackers", "none", "at least one table such as [trackers.main]")
     named = {} if not isinstance(data.get("tools"), dict) else data["tools"]
     roles = {name: tool.get("role", "needle") for name, tool in named.items() if isinstance(tool, dict)}
@@ -327,8 +338,12 @@ def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
     if "needle" not in roles.values():
         checker.fault("tools", "no needle", 'at least one tool with role = "needle"')
     for name, tool in tools.items():
-        _check_tool(checker, f"tools.{name}", tool, data.get("trackers") or {})
-    _check_streams(checker, tools)
+        if tool.images:
+            check_pictured(checker, f"tools.{name}", tool, data)
+        else:
+            _check_tool(checker, f"tools.{name}", tool, data.get("trackers") or {})
+    check_still(checker, data, "reference" in roles.values(), any(tool.images for tool in tools.values()))
+    _check_streams(checker, {name: tool for name, tool in tools.items() if not tool.images})
     for name, tracker in trackers.items():
         if tracker.connect == "client" and not tracker.host.strip():
             checker.fault(f"trackers.{name}.host", "empty", "a host's name or address")
@@ -407,6 +422,30 @@ def _check_ports(checker: Checker, ports: PortsConfig, dicom: Any) -> None:
         checker.fault("dicom.port", f"{port} is taken by ports.{used[port]}", "a port of its own, or 0")
 
 
+def check_pictured(checker: Checker, path: str, tool: ToolConfig, data: Mapping[str, Any]) -> None:
+    """Note what is wrong with a tool that only images show."""
+    imaging = data.get("imaging") or {}
+    for source in tool.images:
+        if source not in imaging:
+            checker.fault(f"{path}.images", f"{source!r} is not configured", "one of " + ", ".join(imaging))
+    if tool.tracker or tool.transform:
+        checker.fault(f"{path}.images", "given beside tracker or transform", "the one or the other")
+    if tool.role != "needle":
+        checker.fault(f"{path}.images", f"a {tool.role} that images show", "a tracked one")
+    _check_shaft(checker, path, tool)
+
+
+def check_still(checker: Checker, data: Mapping[str, Any], referenced: bool, pictured: bool) -> None:
+    """Note when nobody says what the images' places are relative to, or two do."""
+    registration = data.get("registration")
+    still = isinstance(registration, Mapping) and registration.get("still_patient") is True
+    if still and referenced:
+        checker.fault("registration.still_patient", "true beside a tracked reference", "the one or the other")
+    if pictured and not still and not referenced:
+        right = 'a tool with role = "reference", or registration.still_patient = true'
+        checker.fault("tools", "images show a needle, and no reference says where the patient is", right)
+
+
 def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping[str, Any]) -> None:
     if tool.tracker not in trackers:
         checker.fault(f"{path}.tracker", f"{tool.tracker!r} is not configured", "one of " + ", ".join(trackers))
@@ -414,6 +453,10 @@ def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping
         checker.fault(f"{path}.transform", f"{tool.transform!r}", "a name such as 'NeedleToTracker'")
     if abs(math.hypot(*tool.axis) - 1.0) > 1e-3:
         checker.fault(f"{path}.axis", f"length {math.hypot(*tool.axis):.3g}", "a unit vector from hub to tip")
+    _check_shaft(checker, path, tool)
+
+
+def _check_shaft(checker: Checker, path: str, tool: ToolConfig) -> None:
     if tool.role == "needle" and tool.gauge is None and tool.diameter_mm is None:
         checker.fault(f"{path}.gauge", "missing", "gauge or diameter_mm of the shaft")
     if tool.gauge is not None and tool.gauge not in GAUGE_MM:

@@ -31,9 +31,11 @@ from navsrv.pipeline.inputs import (
     BytesIn,
     CommandIn,
     EndLink,
+    FoundIn,
     Input,
     LinkDown,
     LinkUp,
+    NeedleIn,
     Note,
     RegistrationIn,
     Reply,
@@ -201,6 +203,8 @@ class Loop:
                 return CommandIn(now_ns, value["id"], value["op"], value["args"], value["role"])
             case "registration":
                 return msgspec.convert({**value, "now_ns": now_ns, "type": "registration"}, RegistrationIn)
+            case "needle":
+                return msgspec.convert({**value, "now_ns": now_ns, "type": "needle"}, NeedleIn)
             case "bytes":
                 received_ns = max(value["received_ns"], self._last_input_ns)
                 return BytesIn(value["source"], received_ns, value["wall_ns"], value["data"])
@@ -309,6 +313,9 @@ def warm_up(setup: Setup) -> None:
     identity = tuple(np.eye(4).ravel().tolist())
     pipeline.handle(RegistrationIn(1, "warm", "bench", identity, tuple(np.eye(6).ravel() * 1e-6), 1.0, "accept", ""))
     pipeline.handle(CommandIn(1, "warm", "accept_registration", {"id": "warm"}, "warm"))
+    for tool in setup.snapshots:
+        found = FoundIn((0.0, 0.0, 0.0), (0.0, 0.0, 1.0), tuple((np.eye(6) * 1e-2).ravel().tolist()))
+        pipeline.handle(NeedleIn(1, tool.name, "warm", 1, 1, 1, "", found))
     for step in range(20):
         now = 1_000_000_000 + step * 4_000_000
         for tool in setup.tools:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from navsrv.anatomy.case import Case, Volume
-from navsrv.kernel.frames import REFERENCE, VOLUME, Array, Rigid
+from navsrv.anatomy.case import Case, Kind, Volume
+from navsrv.kernel.frames import CT, REFERENCE, VOLUME, Array, Rigid
 from navsrv.kernel.registration import RegistrationResult, tre_rms_mm
 from navsrv.kernel.samples import VolumeSample
+from navsrv.registration.bones import chosen_bone, prepare_case_bone
 from navsrv.registration.cbct import PreparedCt, prepare_ct, register_cbct
+from navsrv.registration.fluoro import PreparedBone, prepare_bone, register_fluoro
+from navsrv.registration.fluoro_views import XrayView
 from navsrv.registration.images import CtImage
 from navsrv.registration.overlay import overlay_png
+from navsrv.registration.overlay_fluoro import fluoro_overlay_png
+from navsrv.server.projections import TakenXray, looked_at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +41,38 @@ class VolumeJob:
     case_folder: str
     volume: VolumeSample
     T_ref_from_volume: Array
+    link_covariance: Array
+    overlay: str
+
+
+BONE_HU: Final = 250
+"""What counts as bone in a case without a label map."""
+
+VIEWS_CT: Final[Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
+    "ap": ((0, 1, 0), (0, 0, -1)),
+    "pa": ((0, -1, 0), (0, 0, -1)),
+    "to_left": ((1, 0, 0), (0, 0, -1)),
+    "to_right": ((-1, 0, 0), (0, 0, -1)),
+}
+"""How an X-ray sees the patient: the beam's way and the way down its columns, LPS, the head at the top."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairJob:
+    """Two X-rays to register.
+
+    Attributes
+    ----------
+    xrays : (TakenXray, TakenXray)
+    seen : str
+        One of ``VIEWS_CT``: about how the second X-ray sees the patient, within 20 degrees.
+    link_covariance, overlay
+        As for ``VolumeJob``.
+    """
+
+    case_folder: str
+    xrays: tuple[TakenXray, TakenXray]
+    seen: str
     link_covariance: Array
     overlay: str
 
@@ -61,6 +100,44 @@ def register_volume(job: VolumeJob) -> RegistrationResult:
     T_ref_from_volume = Rigid.from_matrix(REFERENCE, VOLUME, job.T_ref_from_volume, job.link_covariance)
     transform = found.transform @ T_ref_from_volume.inverse()
     return replace(found, transform=transform, tre_mm=tre_rms_mm(transform, found.target_ct_mm))
+
+
+def register_pair(job: PairJob) -> RegistrationResult:
+    """Return ``T_ct_from_ref`` of two X-rays registered to the case's CT, and write the overlay.
+
+    Raises
+    ------
+    InputError, RegistrationError
+        The case has no CT, or the data cannot carry a registration.
+    """
+    case = Case.load(job.case_folder)
+    bone = _prepared_bone(job.case_folder, case.sha256)
+    views = [XrayView(x.pixels, x.view, x.bright_air) for x in job.xrays]
+    beam, down = (np.array(way, dtype=np.float64) for way in VIEWS_CT[job.seen])
+    R_ct_from_carm = np.column_stack([np.cross(down, beam), down, beam])
+    rotation = R_ct_from_carm @ job.xrays[1].view.T_carm_from_object.rotation
+    middle = looked_at(job.xrays[0].view, job.xrays[1].view)
+    initial = Rigid(CT, REFERENCE, rotation, bone.fine.centre_ct_mm - rotation @ middle)
+    target = case.plan.target_ct_mm if case.plan is not None else None
+    found = register_fluoro(bone, views, initial, target_ct_mm=target)
+    Path(job.overlay).write_bytes(fluoro_overlay_png(bone.fine, views, found.transform, initial))
+    link = Rigid(REFERENCE, REFERENCE, np.eye(3), np.zeros(3), job.link_covariance)
+    transform = found.transform @ link
+    return replace(found, transform=transform, tre_mm=tre_rms_mm(transform, found.target_ct_mm))
+
+
+@lru_cache(maxsize=1)
+def _prepared_bone(case_folder: str, sha256: str) -> PreparedBone:
+    """Return the bone that X-rays are registered by: that of the target, or all that is dense without a label map."""
+    del sha256  # part of the key, as below
+    case = Case.load(case_folder)
+    ct = case.ct()
+    if case.labels_file is None:
+        return prepare_bone(ct_image(ct), np.asarray(ct.voxels > BONE_HU))
+    label = chosen_bone(case, None).label
+    assert label is not None  # a chosen bone has one
+    bones = [s.label for s in case.structures if s.kind is Kind.BONE and s.label is not None]
+    return prepare_case_bone(ct_image(ct), case.labels().voxels, bones, label)
 
 
 @lru_cache(maxsize=1)

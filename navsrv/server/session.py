@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -32,6 +33,7 @@ import zmq.asyncio
 from calibration.landmarks import solve_landmarks
 from navsrv.anatomy.case import Case
 from navsrv.anatomy.home import navsrv_home
+from navsrv.imaging.two_views import ViewDoubt
 from navsrv.kernel.errors import CalibrationError, InputError, RegistrationError
 from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.registration import RegistrationResult
@@ -45,7 +47,8 @@ from navsrv.server.imaging import DeviceListener, Exposure
 from navsrv.server.operations import OPERATIONS, listing
 from navsrv.server.processes import Child
 from navsrv.server.records import IMAGE, NOTE, STOP, RecordSink
-from navsrv.server.registering import VolumeJob, prepare, register_volume
+from navsrv.server.registering import VIEWS_CT, PairJob, VolumeJob, prepare, register_pair, register_volume
+from navsrv.server.snapshots import NoImages, Snapshots, Ways
 
 log = logging.getLogger("navsrv")
 
@@ -78,6 +81,9 @@ class Session:
         self._children: list[Child] = []
         self._dicom: DicomIntake | None = None
         self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        link = np.sqrt(np.diag(self._link_covariance()))
+        ways = Ways(self._to_loop, self._note, self._newest_registration)
+        self._snapshots = Snapshots(config, case, ViewDoubt(float(link[0]), float(link[3])), ways)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -193,6 +199,7 @@ class Session:
         for child in reversed([c for c in self._children if c.name != "recorder"]):
             child.stop()
         # Asked before the pool forgets them: a registration that is running must not hold up the end.
+        self._snapshots.stop()
         workers = list((self._worker._processes or {}).values())
         self._worker.shutdown(wait=False, cancel_futures=True)
         for process in workers:
@@ -300,12 +307,14 @@ class Session:
 
     async def _use_exposure(self, exposure: Exposure) -> None:
         stamp = exposure.image.device_time_ns
-        try:
-            reference = await self._ask_loop("reference_at", {"time_ns": str(stamp)}, "session")
-        except Refused as refusal:
-            self._note("image_without_reference", f"{exposure.source}: {refusal}; not used")
-            return
-        T_tracker_from_ref = np.array(reference["T_tracker_from_ref"]).reshape(4, 4)
+        T_tracker_from_ref = np.eye(4)
+        if not self.config.registration.still_patient:
+            try:
+                reference = await self._ask_loop("reference_at", {"time_ns": str(stamp)}, "session")
+            except Refused as refusal:
+                self._note("image_without_reference", f"{exposure.source}: {refusal}; not used")
+                return
+            T_tracker_from_ref = np.array(reference["T_tracker_from_ref"]).reshape(4, 4)
         T_ref_from_image = np.linalg.inv(T_tracker_from_ref) @ exposure.T_tracker_from_image
         facts = {"source": exposure.source, "time_ns": stamp, "T_ref_from_image": T_ref_from_image.ravel().tolist()}
         self._records.put(IMAGE, json.dumps(facts).encode())
@@ -314,6 +323,17 @@ class Session:
             self._note("projection", f"{exposure.source}: X-ray {written}")
         elif exposure.config.register:
             await self._register_volume(exposure, T_ref_from_image)
+        await self._snapshots.take(exposure, T_ref_from_image)
+
+    async def _newest_registration(self) -> Array | None:
+        """Return T_ct_from_ref (4, 4) of the newest registration, whether accepted or not; None without one."""
+        if not self._registrations:
+            return None
+        try:
+            described = await self._ask_loop("describe_registration", {"id": f"R{self._registrations}"}, "session")
+        except Refused:
+            return None
+        return np.array(described["T_ct_from_ref"]).reshape(4, 4)
 
     # -- registration ------------------------------------------------------------------------------------------
 
@@ -324,12 +344,43 @@ class Session:
         assert isinstance(exposure.image, VolumeSample)
         overlay = self.folder / f"registration-{name}.png"
         job = VolumeJob(str(self.case.folder), exposure.image, T_ref_from_volume, self._link_covariance(), str(overlay))
+        await self._register(name, exposure.source, register_volume, job)
+
+    async def _register(
+        self, name: str, source: str, work: Callable[[Any], RegistrationResult], job: Any
+    ) -> str | None:
+        """Register in the worker and propose the result; return why there is none."""
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._worker, register_volume, job)
+            result = await asyncio.get_running_loop().run_in_executor(self._worker, work, job)
         except (InputError, RegistrationError) as error:
-            self._note("registration_failed", f"{exposure.source}: {error}")
-            return
+            self._note("registration_failed", f"{source}: {error}")
+            return str(error)
         self._propose(name, result)
+        return None
+
+    async def _register_xrays(self, source: str | None, seen: str) -> dict[str, Any]:
+        """Register the newest pair of X-rays; Refused where there is none or it cannot carry a registration."""
+        sources = self._snapshots.shelf.sources
+        if source is None and len(sources) == 1:
+            (source,) = sources
+        if source not in sources:
+            raise Refused(
+                f"args.source: {source!r}; expected one that X-rays came from: {', '.join(sources) or 'none'}"
+            )
+        if seen not in VIEWS_CT:
+            raise Refused(f"args.seen: {seen!r}; expected one of {', '.join(VIEWS_CT)}")
+        pair = self._snapshots.shelf.pair(source)
+        if pair is None:
+            raise Refused(f"{source}: no two X-rays from clearly different sides yet")
+        self._note("registration_started", f"{source}: registering two X-rays to the CT")
+        self._registrations += 1
+        name = f"R{self._registrations}"
+        overlay = self.folder / f"registration-{name}.png"
+        job = PairJob(str(self.case.folder), pair, seen, self._link_covariance(), str(overlay))
+        failed = await self._register(name, source, register_pair, job)
+        if failed is not None:
+            raise Refused(failed)
+        return {"id": name}
 
     def _link_covariance(self) -> Array:
         """Return (6, 6) of the frozen link between reference and image: two poses of the reference's tracker.
@@ -354,6 +405,7 @@ class Session:
             "reason": result.reason,
         }
         self._to_loop("registration", value)
+        self._spawn(self._snapshots.registered())
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -374,12 +426,12 @@ class Session:
 
     async def _answer(self, route: list[bytes], body: bytes) -> None:
         try:
-            answer = await self._carry_out(body)
+            answer = msgspec.msgpack.encode(await self._carry_out(body))
         except Exception as error:
             # One request must not end the session, whatever is in it.
             log.exception("a command failed")
-            answer = {"id": None, "ok": False, "error": f"internal error: {error!r}"[:200]}
-        await self._router.send_multipart([*route, msgspec.msgpack.encode(answer)])
+            answer = msgspec.msgpack.encode({"id": None, "ok": False, "error": f"internal error: {error!r}"[:200]})
+        await self._router.send_multipart([*route, answer])
 
     async def _carry_out(self, body: bytes) -> dict[str, Any]:
         try:
@@ -414,6 +466,13 @@ class Session:
                 tip = await self._ask_loop("sample_tip", {"tool": args["tool"]}, role)
                 self._landmarks[args["name"]] = (tip["tip_ref_mm"], [float(x) for x in args["point_ct_mm"]])
                 return {"tip_ref_mm": tip["tip_ref_mm"], "collected": len(self._landmarks)}
+            case "register_xrays":
+                return await self._register_xrays(args.get("source"), args["seen"])
+            case "find_needle":
+                try:
+                    return await self._snapshots.find(args.get("tool"), args.get("near_ct_mm"))
+                except NoImages as reason:
+                    raise Refused(str(reason)) from None
             case "clear_landmarks":
                 self._landmarks.clear()
                 return None

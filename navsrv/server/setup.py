@@ -40,7 +40,8 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
     return Setup(
         session=session,
         sources=tuple(_source(name, tracker) for name, tracker in config.trackers.items()),
-        tools=tuple(_tool(name, tool) for name, tool in config.tools.items() if tool.role == "needle"),
+        tools=tuple(_tool(n, t) for n, t in config.tools.items() if t.role == "needle" and not t.images),
+        snapshots=tuple(_tool(n, t) for n, t in config.tools.items() if t.images),
         reference=_body(config, "reference"),
         structures=tuple(_structure(config, case, s) for s in case.structures),
         path=None if plan is None else PlannedPath(plan.entry_ct_mm, plan.target_ct_mm, plan.corridor_mm),
