@@ -13,6 +13,7 @@ from typing import Final
 NAMES: Final = {
     "latency": "from a tracker's send to a frame's arrival, through the real server, with displays",
     "distance": "one step of tip and shaft against six structures",
+    "drr": "one DRR of vertebrae with its derivatives, beside RTK and plastimatch",
     "trackers": "what a simulated tracker costs",
 }
 

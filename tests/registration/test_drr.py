@@ -10,6 +10,7 @@ from navsrv.kernel.errors import InputError, RegistrationError
 from navsrv.kernel.frames import CARM, CT, Array, Rigid, rotation_from_vector
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.registration.drr import DrrVolume, bone_volume
+from navsrv.registration.fluoro_stretch import STRETCHES
 from navsrv.registration.images import CtImage
 from simulators.world.imaging import Detector, carm_pose
 
@@ -125,6 +126,22 @@ def test_derivatives_are_those_of_finite_differences(orbit: float) -> None:
         expected = (ahead - behind) / (2.0 * h[p])
         assert np.linalg.norm(found[1 + p] - expected) < 0.02 * np.linalg.norm(expected), p
         assert np.vdot(found[1 + p], expected) / np.vdot(expected, expected) == pytest.approx(1.0, abs=0.01), p
+
+
+def test_a_stretched_bone_is_a_larger_bone() -> None:
+    """Catches a stretch about the wrong point, the wrong way round, and a derivative by it that is another's."""
+    volume, _ = ball((1.0, 1.4, 0.8))
+    centre, model = CENTRE + np.array([12.0, -5.0, 8.0]), view(25.0)
+    longer = volume.stretched(np.array([1.1, 1.1, 1.1]), CENTRE).render([model])[0, 0]
+    large = ball((1.0, 1.4, 0.8), radius=22.0, blur=1.65)[0].render([model])[0, 0]
+    assert np.abs(longer - large).max() < 0.02 * large.max()
+    out = np.empty((1, 7, model.rows, model.columns), np.float32)
+    volume.render_into(out, [model], centre, STRETCHES)
+    for axis in range(3):
+        h = 0.004 * np.eye(3)[axis]
+        ahead, behind = (volume.stretched(1.0 + s * h, centre).render([model])[0, 0] for s in (1.0, -1.0))
+        expected = (behind - ahead).astype(float) / 0.008  # the rays are stretched: the bone is shorter
+        assert np.linalg.norm(out[0, 1 + axis] - expected) < 0.03 * np.linalg.norm(expected), axis
 
 
 def test_many_views_of_a_call_are_those_of_single_calls() -> None:
