@@ -1,6 +1,7 @@
 """Owns the places of a recording where a tip rested: which rows, where, and at which hole of a block.
 
-Refuses recordings in which nothing rests.  Resting is of the tip: the tool may turn about it all the while.
+Refuses recordings in which nothing rests, and to call a place sure about which the tip wandered: what a wrong tip makes
+of the tool's turning goes into the mean.  Resting is of the tip: the tool may turn about it all the while.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.poses import Findings
 from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import Array, frozen_array
+from navsrv.kernel.registration import Verdict
 
 STILL_MM_S: Final = 20.0
 """A resting tip seems to move no faster: noise, and the tip's own error while the tool turns."""
@@ -20,6 +23,8 @@ RADIUS_MM: Final = 3.0
 LEAST_S: Final = 0.5
 SMOOTH_S: Final = 0.15
 SAME_HOLE_MM: Final = 3.0
+WANDER_ACCEPT_MM: Final = 0.5
+WANDER_REFUSE_MM: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,3 +82,77 @@ def places_of(dwells: list[Dwell]) -> list[list[int]]:
         else:
             places.append([i])
     return places
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Touches:
+    """Points that a tip touched one after another.
+
+    Attributes
+    ----------
+    places_mm : (T, 3)
+        Means over the part of each rest that counts.
+    from_s, seconds : (T,)
+        Since the recording's first pose, and how long the tip rested.
+    wander_mm : (T,)
+        Rms distance of the tip from its place.
+    verdict : Verdict
+    reason : str
+    details : tuple of (str, float)
+    """
+
+    places_mm: Array
+    from_s: Array
+    seconds: Array
+    wander_mm: Array
+    verdict: Verdict
+    reason: str
+    details: tuple[tuple[str, float], ...]
+
+
+def touched_points(
+    times_ns: NDArray[np.int64], poses: Array, tip_tool_mm: Array, *, first_s: float | None = None
+) -> Touches:
+    """Return where the tip of a recorded tool rested, in the order of time.
+
+    Parameters
+    ----------
+    times_ns : (N,)
+    poses : (N, 4, 4)
+        ``T_<to>_from_tool``; the places are in ``to``.
+    tip_tool_mm : (3,)
+    first_s : float or None
+        Count only so many seconds from the start of each rest; None counts all of it.
+
+    Raises
+    ------
+    CalibrationError
+        The tip rests nowhere, or a part that is none.
+    """
+    if first_s is not None and not first_s > 0.0:
+        raise CalibrationError(f"the first {first_s} s of a rest: more than 0 s are needed")
+    tips = poses[:, :3, :3] @ np.asarray(tip_tool_mm, dtype=np.float64) + poses[:, :3, 3]
+    dwells = find_dwells(times_ns, tips)
+    seconds = (times_ns - times_ns[0]) * 1e-9
+    places, wander = [], []
+    for dwell in dwells:
+        part = tips[dwell.start : dwell.stop]
+        if first_s is not None:
+            part = part[seconds[dwell.start : dwell.stop] <= seconds[dwell.start] + first_s]
+        places.append(part.mean(axis=0))
+        wander.append(float(np.sqrt(((part - places[-1]) ** 2).sum(axis=1).mean())))
+    found = Findings()
+    what = f"touch {int(np.argmax(wander)) + 1}: the tip wanders while it rests (rms)"
+    found.grade(what, max(wander), WANDER_ACCEPT_MM, WANDER_REFUSE_MM, "mm")
+    verdict, reason = found.verdict(f"{len(places)} touches; the tip wanders by {max(wander):.2f} mm (rms) at most")
+    n = len(places)
+    starts = seconds[[dwell.start for dwell in dwells]]
+    return Touches(
+        frozen_array(np.array(places), (n, 3)),
+        frozen_array(starts, (n,)),
+        frozen_array(seconds[[dwell.stop - 1 for dwell in dwells]] - starts, (n,)),
+        frozen_array(np.array(wander), (n,)),
+        verdict,
+        reason,
+        (("touches", float(n)), ("wander_max_mm", max(wander))),
+    )

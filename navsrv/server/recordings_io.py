@@ -7,7 +7,7 @@ and counted; nothing is interpolated.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -109,6 +109,18 @@ def read_track(path: Path, name: str | None) -> PoseTrack:
     if composed is None or not len(composed.times_ns):
         raise InputError(f"{path}: has no transform {name} and none to make it of; it holds {listed}")
     return composed
+
+
+def read_part(path: Path, name: str | None, between_s: Sequence[float] | None) -> PoseTrack:
+    """Return one transform of a file between two times (None: all of it); refuses as ``read_track``, and nothing."""
+    track = read_track(path, name)
+    if between_s is None:
+        return track
+    part = track.between(*between_s)
+    if not len(part.times_ns):
+        last_s = (int(track.times_ns[-1]) - int(track.times_ns[0])) / 1e9
+        raise InputError(f"{path}: no pose between {between_s[0]:g} and {between_s[1]:g} s of {last_s:.1f} s")
+    return part
 
 
 def paired(first: PoseTrack, second: PoseTrack) -> tuple[NDArray[np.int64], Array, Array]:

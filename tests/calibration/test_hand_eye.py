@@ -157,13 +157,22 @@ def test_gantry_finds_its_volume_and_predicts_its_error() -> None:
     rng = np.random.default_rng(4)
     truth = GANTRY_FROM_VOLUME[:3, :3] @ TARGET + GANTRY_FROM_VOLUME[:3, 3]
     errors, predicted = [], []
-    for _ in range(200):
+    inside, n, trials = 0, 12, 150
+    for _ in range(trials):
         result = solve_gantry(
             *scans(rng, 6, 1.0), gantry=Frame("gantry"), volume=Frame("volume"), target_volume_mm=TARGET
         )
         errors.append(float(((result.gantry_from_volume.apply(TARGET) - truth) ** 2).sum()))
         predicted.append(result.tre_mm**2)
+        more = solve_gantry(
+            *scans(rng, n, 1.0), gantry=Frame("gantry"), volume=Frame("volume"), target_volume_mm=TARGET
+        )
+        off, covariance = twist(more.gantry_from_volume, GANTRY_FROM_VOLUME), more.gantry_from_volume.covariance
+        assert covariance is not None
+        # Hotelling: twelve scans say little about twenty-one variances.
+        inside += off @ np.linalg.solve(covariance, off) < 6 * (n - 1) / (n - 6) * fisher_f.ppf(0.95, 6, n - 6)
     assert 0.6 < np.mean(errors) / np.mean(predicted) < 1.1  # six scans owe a margin
+    assert 0.88 <= inside / trials <= 0.995
     assert result.verdict is Verdict.ACCEPT
 
 

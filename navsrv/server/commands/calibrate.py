@@ -14,7 +14,7 @@ import numpy as np
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Frame
 from navsrv.kernel.registration import Verdict
-from navsrv.server.commands import calibrate_carm
+from navsrv.server.commands import calibrate_carm, calibrate_tools
 from navsrv.server.commands.register import REFUSED
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def add_parser(subparsers: Any) -> None:
     )
     acceptance.add_argument("--block", type=Path, metavar="HOLES.csv", help="x y z in mm a line, as it was made")
     acceptance.add_argument("--report", type=Path, metavar="PAGE.md", help="the figures as a page")
+    calibrate_tools.add_kinds(kinds)
     calibrate_carm.add_kind(kinds)
 
 
@@ -115,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
         "hand-eye": _hand_eye,
         "gantry": _gantry,
         "acceptance": _acceptance,
+        "touches": calibrate_tools.touches,
+        "needle": calibrate_tools.needle,
+        "template": calibrate_tools.template,
         "carm": calibrate_carm.calibrate,
     }
     record, result = kinds[args.kind](args)
@@ -258,18 +262,9 @@ def _acceptance(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def _track(args: argparse.Namespace) -> PoseTrack:
     """Return the track of a command of one file."""
-    from navsrv.server.recordings_io import read_track
+    from navsrv.server.recordings_io import read_part
 
-    track = read_track(args.file, args.transform)
-    if args.between is None:
-        return track
-    part = track.between(*args.between)
-    if not len(part.times_ns):
-        last_s = (int(track.times_ns[-1]) - int(track.times_ns[0])) / 1e9
-        raise InputError(
-            f"{args.file}: no pose between {args.between[0]:g} and {args.between[1]:g} s of {last_s:.1f} s"
-        )
-    return part
+    return read_part(args.file, args.transform, args.between)
 
 
 def _tracks(args: argparse.Namespace) -> tuple[PoseTrack, PoseTrack]:
@@ -300,5 +295,9 @@ def as_text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TEXTS: Final = {"carm": calibrate_carm.as_text, "acceptance": _acceptance_text}
+TEXTS: Final = {
+    "carm": calibrate_carm.as_text,
+    "acceptance": _acceptance_text,
+    "touches": calibrate_tools.touches_text,
+}
 """How a record is said to a person, where rows of figures would not do."""
