@@ -74,14 +74,13 @@ def play_live(stage: Stage, folder: Path, out: Path) -> Played:
     volumes = [_volume(stage, i) for i in range(len(scenario.images))]
     with _Tracker() as tracker, _Room(stage, folder / scenario.config, out, tracker.port) as room:
         tracker.wait()
-        if scenario.registered:
-            _register(stage, tracker, room.commander)
+        registration_id = _register(stage, tracker, room.commander) if scenario.registered else ""
         with contextlib.ExitStack() as stack:
             oarm = None
             if volumes:
                 oarm = stack.enter_context(_Oarm(room.ready["ports"]["devices"], stage))
                 time.sleep(SETTLE_S)
-            start_ns, stamps_ns = _story(stage, tracker, room, oarm, volumes)
+            start_ns, stamps_ns = _story(stage, tracker, room, oarm, volumes, registration_id)
         time.sleep(END_S)
         frames = [(at, decode_frame(payload)) for at, payload in room.watcher.received]
     shown = [Shown((at - start_ns) / 1e9, frame) for at, frame in frames if start_ns <= at]
@@ -238,8 +237,8 @@ def _deafen(sock: socket.socket) -> None:
 # -- before the story ------------------------------------------------------------------------------------------------
 
 
-def _register(stage: Stage, tracker: _Tracker, commander: Commander) -> None:
-    """Touch landmarks around the target with the needle's tip, register by them, and accept."""
+def _register(stage: Stage, tracker: _Tracker, commander: Commander) -> str:
+    """Touch landmarks around the target with the needle's tip, register by them, and accept; return its id."""
     plan = stage.composition.case.plan
     assert plan is not None
     corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [-1, -1, -1]]) * LANDMARK_MM
@@ -251,6 +250,7 @@ def _register(stage: Stage, tracker: _Tracker, commander: Commander) -> None:
         commander.ask("collect_landmark", tool=_tool(stage).name, name=f"L{n + 1}", point_ct_mm=point.tolist())
     found = commander.ask("register_landmarks")
     commander.ask("accept_registration", id=found["id"])
+    return str(found["id"])
 
 
 def _tool(stage: Stage) -> Any:
@@ -340,7 +340,7 @@ class _Timeline:
 
 
 def _story(
-    stage: Stage, tracker: _Tracker, room: _Room, oarm: _Oarm | None, volumes: list[bytes]
+    stage: Stage, tracker: _Tracker, room: _Room, oarm: _Oarm | None, volumes: list[bytes], registration_id: str
 ) -> tuple[int, NDArray[np.int64]]:
     """Play the story; return when it began (monotonic ns) and the stamps of its exposures."""
     scenario = stage.scenario
@@ -362,7 +362,7 @@ def _story(
     for command in scenario.commands:
         timeline.add(
             start_ns + round(command.at_s * 1e9),
-            lambda c=command: room.commander.ask(c.op, **c.args),  # type: ignore[misc]
+            lambda c=command: room.commander.ask(c.op, **c.args(registration_id)),  # type: ignore[misc]
         )
     for image, data in zip(scenario.images, volumes, strict=True):
         assert oarm is not None

@@ -14,6 +14,7 @@ from simulators.faults import FAULTS, FaultOrder, Place
 
 State = Literal["OK", "DEGRADED", "SNAPSHOT", "STALE", "LOST", "UNREGISTERED", "FAULT"]
 PROCESSES = ("loop", "hub", "recorder")
+ACCEPTED = "accepted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +72,22 @@ class HiddenStory:
 
 @dataclass(frozen=True, slots=True)
 class CommandStory:
-    """What the operator does: an operation of the command port whose arguments are texts and switches."""
+    """What the operator does: an operation of the command port whose arguments are texts and switches.
+
+    The text ``accepted`` for an ``id`` stands for that of the registration with which the story begins.
+    """
 
     op: str
     at_s: float = rule(low=0.0, high=86400.0)
     texts: dict[str, str] = rule(factory=dict)
     switches: dict[str, bool] = rule(factory=dict)
 
-    @property
-    def args(self) -> dict[str, Any]:
-        """The arguments as the command port takes them."""
-        return {**self.texts, **self.switches}
+    def args(self, registration_id: str) -> dict[str, Any]:
+        """Return the arguments as the command port takes them."""
+        texts = dict(self.texts)
+        if texts.get("id") == ACCEPTED:
+            texts["id"] = registration_id
+        return {**texts, **self.switches}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from simulators.virtual import VirtualShell
 EPOCH_NS: Final = 1_700_000_000_000_000_000
 START_NS: Final = 1_000_000_000
 SOURCE: Final = "main"
+REGISTRATION: Final = "R1"
 
 
 def play_virtual(stage: Stage, recording: Path | None = None) -> tuple[list[Shown], NDArray[np.int64]]:
@@ -71,15 +72,17 @@ def _begin(stage: Stage) -> list[Input]:
     if stage.scenario.registered:
         numbers = tuple(stage.T_ct_from_ref.ravel().tolist()), tuple(stage.covariance.ravel().tolist())
         begun.append(
-            RegistrationIn(at + 1, "R1", "scenario", *numbers, stage.scenario.registration_mm, "accept", "given")
+            RegistrationIn(
+                at + 1, REGISTRATION, "scenario", *numbers, stage.scenario.registration_mm, "accept", "given"
+            )
         )
-        begun.append(CommandIn(at + 2, "begin", "accept_registration", {"id": "R1"}, "scenario"))
+        begun.append(CommandIn(at + 2, "begin", "accept_registration", {"id": REGISTRATION}, "scenario"))
     return begun
 
 
 def _commands(scenario: Scenario) -> list[Input]:
     return [
-        CommandIn(START_NS + round(c.at_s * 1e9), f"c{i}", c.op, c.args, "scenario")
+        CommandIn(START_NS + round(c.at_s * 1e9), f"c{i}", c.op, c.args(REGISTRATION), "scenario")
         for i, c in enumerate(scenario.commands)
     ]
 
