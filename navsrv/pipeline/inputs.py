@@ -93,6 +93,17 @@ class NeedleIn(msgspec.Struct, frozen=True, gc=False, tag="needle"):
     found: FoundIn | None = None
 
 
+class SensorIn(msgspec.Struct, frozen=True, gc=False, tag="sensor"):
+    """One SENSOR message: readings of a device, with its stamp (ns since the Unix epoch; None when it gave none)."""
+
+    received_ns: int
+    device: str
+    stamp_ns: int | None
+    values: tuple[float, ...]
+    unit: int = 0
+    status: int = 0
+
+
 class ShellReport(msgspec.Struct, frozen=True, gc=False, tag="shell"):
     """Facts about the shell that frames show: deadlines missed and records lost since the start, displays connected."""
 
@@ -103,7 +114,7 @@ class ShellReport(msgspec.Struct, frozen=True, gc=False, tag="shell"):
     """None while nobody counts them."""
 
 
-Input = BytesIn | LinkUp | LinkDown | Tick | CommandIn | RegistrationIn | NeedleIn | ShellReport
+Input = BytesIn | LinkUp | LinkDown | Tick | CommandIn | RegistrationIn | NeedleIn | SensorIn | ShellReport
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -158,7 +169,7 @@ class EndLink(msgspec.Struct, frozen=True, gc=False):
 
 def input_time_ns(item: Input) -> int:
     """Return the monotonic time (ns) of an input."""
-    return item.received_ns if isinstance(item, BytesIn) else item.now_ns
+    return item.received_ns if isinstance(item, BytesIn | SensorIn) else item.now_ns
 
 
 _encoder = msgspec.msgpack.Encoder()

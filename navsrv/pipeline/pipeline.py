@@ -27,12 +27,14 @@ from navsrv.pipeline.inputs import (
     Note,
     RegistrationIn,
     Reply,
+    SensorIn,
     ShellReport,
     SourceReport,
     Tick,
     ToDevice,
 )
 from navsrv.pipeline.links import PoseLink
+from navsrv.pipeline.probes import Probes
 from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registration_checks import TOUCH_SIGMA_MM, applied, checked_by_landmark, checked_by_proposal
 from navsrv.pipeline.registrations import Registrations
@@ -73,6 +75,7 @@ class Pipeline:
         self._registrations = Registrations(setup.preset, frame)
         self._room = RoomFacts(setup.session, "navigation" if setup.preset else "setup")
         self._room.tissue = Tissue(tuple(s.name for s in setup.structures if s.turned_mm > 0.0), setup.tissue_seen)
+        self._room.probes = Probes(setup.probes)
         self._down: dict[str, str] = {}
         self._reference = None
         if reference is not None:
@@ -127,6 +130,9 @@ class Pipeline:
                 return self._proposed(item)
             case NeedleIn():
                 return self._shown_needle(item)
+            case SensorIn():
+                self._room.probes.take(item)
+                return []
             case ShellReport():
                 return self._reported(item)
             case _:
@@ -139,7 +145,7 @@ class Pipeline:
 
     def report_sources(self, now_ns: int) -> list[SourceReport]:
         """Return how each source stands at ``now_ns``: its counts, and what its stamps tell of its clock."""
-        return [driver.report(now_ns) for driver in self._drivers.values()]
+        return [driver.report(now_ns) for driver in self._drivers.values()] + self._room.probes.reports(now_ns)
 
     def _link_up(self, item: LinkUp) -> list[Output]:
         driver = self._drivers[item.source]
@@ -451,6 +457,14 @@ class Pipeline:
         guide.forget(f"{guide.tool.name} was moved since its last image: take another")
         return None
 
+    def _change_insert(self, item: CommandIn) -> Any:
+        """Guide by another insert of a cannula, which the operator has seen to sit against its depth stop."""
+        guide, name = self._named(item), _argument(item, "insert", str)
+        if not _argument(item, "seated", bool):
+            raise CommandRefused("args.seated: false; an insert that is not against its depth stop has no known tip")
+        guide.change_insert(name, item.role, item.now_ns)
+        return {"insert": name, "length_mm": guide.tool.length_mm, "tip_sigma_mm": guide.tool.tip_sigma_mm}
+
     def _named(self, item: CommandIn) -> ToolGuide:
         name = _argument(item, "tool", str)
         if name not in self._guides:
@@ -513,6 +527,7 @@ _OPERATIONS = {
     "set_phase": Pipeline._set_phase,
     "park_tool": Pipeline._park,
     "forget_needle": Pipeline._forget_needle,
+    "change_insert": Pipeline._change_insert,
     "patient_turned": Pipeline._patient_turned,
     "anatomy_confirmed": Pipeline._anatomy_confirmed,
     "sample_tip": Pipeline._sample_tip,

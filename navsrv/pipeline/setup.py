@@ -9,6 +9,7 @@ from typing import Final
 from devices.health import FreshnessRule
 from devices.ndi_readings import NdiSpec
 from devices.openigtlink import SourceSpec, parse_transform_name
+from devices.thermometer import ProbeSpec
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.guidance.conditions import SiteLimits
 from navsrv.guidance.levels import Limits
@@ -44,6 +45,26 @@ class ZoneSetup:
     ahead_mm: float
 
 
+@dataclass(frozen=True, slots=True)
+class InsertSetup:
+    """What goes through a cannula until its depth stop meets the hub.
+
+    Attributes
+    ----------
+    reach_mm : float
+        How far its tip then lies ahead of the cannula's.
+    sigma_mm : float
+        Of its tip against the cannula's, each axis.
+    zone : ZoneSetup or None
+        What it is expected to destroy.
+    """
+
+    name: str
+    reach_mm: float
+    sigma_mm: float
+    zone: ZoneSetup | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ToolSetup:
     """A guided instrument.
@@ -63,6 +84,8 @@ class ToolSetup:
         Of the tip, across the axis, when the shaft is bent.
     zone : ZoneSetup or None
         What is measured as a zone at the tip.
+    inserts : tuple of InsertSetup
+        Of a cannula: what can be in it; the first is in it at the start.
     """
 
     name: str
@@ -76,6 +99,7 @@ class ToolSetup:
     axis_sigma_rad: float
     bending_sigma_mm: float = 0.0
     zone: ZoneSetup | None = None
+    inserts: tuple[InsertSetup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +123,17 @@ class StructureSetup:
     """One sigma of its motion against the bone that the reference is fixed to."""
     turned_mm: float = 0.0
     """The same while it has not been seen since the patient was turned; 0 for what cannot move against bone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSetup:
+    """A temperature probe and its limits in degrees Celsius, hot and cold."""
+
+    spec: ProbeSpec
+    caution_c: float
+    warning_c: float
+    cold_caution_c: float
+    cold_warning_c: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +175,7 @@ class Setup:
     """Factor on the sigma that a registration says of itself, by its method; 1 where none is given."""
     snapshots: tuple[ToolSetup, ...] = ()
     """Tools that only still images show: of no source; tip and axis come with each image."""
+    probes: tuple[ProbeSetup, ...] = ()
     tissue_seen: bool = True
     """Whether soft tissue lay as it does now when the CT was made."""
 

@@ -39,8 +39,10 @@ from navsrv.pipeline.crossings import Crossings
 from navsrv.pipeline.inputs import Note
 from navsrv.pipeline.links import GOOD, PoseLink, Standing
 from navsrv.pipeline.placement import NotPlaced, Pair, Placed, Placement, judged, parts_of
+from navsrv.pipeline.probes import Probes
 from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup, ToolSetup
+from navsrv.pipeline.stack import insert_named, with_insert
 from navsrv.pipeline.tissue import Tissue
 from navsrv.pipeline.watches import RateWatch
 from navsrv.wire.guidance import (
@@ -74,6 +76,7 @@ class RoomFacts:
     drifting: Present | None = None
     audio_paused_until_ns: int = 0
     tissue: Tissue = field(default_factory=Tissue)
+    probes: Probes = field(default_factory=lambda: Probes(()))
     happened: dict[str, tuple[int, Present]] = field(default_factory=dict)
     """Momentary facts by the id of their alarm: how often each happened, and what to say of the last time."""
 
@@ -118,7 +121,10 @@ class ToolGuide:
         self._path_mm = 0.0 if path is None else math.dist(path.entry_ct_mm, path.target_ct_mm)
         self._told: dict[str, int] = {}
         self._onsets: dict[int, Onset] = {}
-        self.refit(tool)
+        self._cannula = tool
+        self.insert: str | None = tool.inserts[0].name if tool.inserts else None
+        """What is in the cannula, by name; None for a tool that takes nothing."""
+        self.refit(with_insert(tool, tool.inserts[0]) if tool.inserts else tool)
         self._shown_of: AlarmTable = NO_ALARMS
         self._alarm_states: list[AlarmState] = []
 
@@ -136,6 +142,16 @@ class ToolGuide:
         self._watched: Watched = ()
         self._watched_ablating: Watched = ()
         self.rewatch()
+
+    def change_insert(self, name: str, by: str, now_ns: int) -> None:
+        """Guide by another insert from now on; what was excepted was so for the one before.  ValueError: none of it."""
+        insert = insert_named(self._cannula, name)
+        before, self.insert = self.insert, name
+        self.notes += self.crossings.end_all("the insert was changed", now_ns)
+        self.refit(with_insert(self._cannula, insert))
+        fields = {"tool": self.tool.name, "insert": name, "before": before, "reach_mm": insert.reach_mm, "by": by}
+        text = f"{self.tool.name}: {name} is in the cannula, {insert.reach_mm:g} mm beyond its tip, by {by}"
+        self.notes.append(Note(now_ns, "insert_changed", text, fields))
 
     def rewatch(self) -> None:
         """Watch the critical structures that are not excepted now."""
@@ -192,12 +208,13 @@ class ToolGuide:
             alarms=self._shown(),
             registration=registrations.shown(now_ns),
             proposal=registrations.shown_proposal(now_ns),
-            temperatures=[],
+            temperatures=room.probes.shown(now_ns),
             missed_deadlines=room.missed_deadlines,
             skipped_poses=self.skipped,
             audio_paused_s=max(0.0, (room.audio_paused_until_ns - now_ns) / 1e9),
             parked=self.parked,
             exceptions=self.crossings.shown,
+            insert=self.insert,
         )
 
     def next_due_ns(self, idle_frame_ns: int) -> int:

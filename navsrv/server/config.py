@@ -92,6 +92,36 @@ class ZoneConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class InsertConfig:
+    """What goes through a cannula until its depth stop meets the hub.
+
+    ``stop_mm``: from the insert's tip to its depth stop; it reaches beyond the cannula by ``stop_mm`` less the
+    cannula's ``length_mm``.  ``sigma_mm``: of its tip against the cannula's, each axis.
+    """
+
+    stop_mm: float = rule(low=0.0, high=800.0)
+    sigma_mm: float = rule(0.3, low=0.0, high=20.0)
+    zone: ZoneConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """A temperature probe: a reading of a device that pushes OpenIGTLink SENSOR to the devices port.
+
+    Limits in degrees Celsius, hot and cold.  Defaults are defaults: confirm them locally.
+    """
+
+    device: str
+    channel: int = rule(0, low=0, high=254)
+    rate_hz: float = rule(1.0, low=0.01, high=1000.0)
+    unit: Literal["celsius", "kelvin"] = "celsius"
+    caution_c: float = rule(42.0, low=-210.0, high=400.0)
+    warning_c: float = rule(45.0, low=-210.0, high=400.0)
+    cold_caution_c: float = rule(15.0, low=-210.0, high=400.0)
+    cold_warning_c: float = rule(10.0, low=-210.0, high=400.0)
+
+
+@dataclass(frozen=True, slots=True)
 class ToolConfig:
     """A tracked tool.
 
@@ -117,6 +147,8 @@ class ToolConfig:
     bone: str | None = None
     """Of a reference: the bone of the case that it is fixed to; none takes all bones for one."""
     zone: ZoneConfig | None = None
+    inserts: dict[str, InsertConfig] = rule(factory=dict)
+    """Of a cannula: what can be in it; the first is in it at the start."""
 
     @property
     def radius_mm(self) -> float:
@@ -232,6 +264,7 @@ class Config:
     trackers: dict[str, TrackerConfig] = rule(factory=dict)
     ports: PortsConfig = rule(factory=PortsConfig)
     imaging: dict[str, ImagingConfig] = rule(factory=dict)
+    probes: dict[str, ProbeConfig] = rule(factory=dict)
     dicom: DicomConfig | None = None
     registration: RegistrationConfig = rule(factory=RegistrationConfig)
     alarms: AlarmsConfig = rule(factory=AlarmsConfig)
@@ -350,6 +383,7 @@ def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
         if tracker.ndi is not None:
             check_ndi(checker, f"trackers.{name}.ndi", tracker.ndi, folder)
             _check_ndi_use(checker, name, tracker, tools)
+    check_probes(checker, _sound(ProbeConfig, data.get("probes")))
     _check_alarms(checker, data.get("alarms"))
     check_inflation(checker, (data.get("registration") or {}).get("inflation"))
     server = Checker("").table(ServerConfig, data.get("server", {}), "")
@@ -430,6 +464,8 @@ def check_pictured(checker: Checker, path: str, tool: ToolConfig, data: Mapping[
             checker.fault(f"{path}.images", f"{source!r} is not configured", "one of " + ", ".join(imaging))
     if tool.tracker or tool.transform:
         checker.fault(f"{path}.images", "given beside tracker or transform", "the one or the other")
+    if tool.inserts:
+        checker.fault(f"{path}.inserts", "inserts of a tool that images show", "none: an image shows the tip itself")
     if tool.role != "needle":
         checker.fault(f"{path}.images", f"a {tool.role} that images show", "a tracked one")
     _check_shaft(checker, path, tool)
@@ -454,6 +490,27 @@ def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping
     if abs(math.hypot(*tool.axis) - 1.0) > 1e-3:
         checker.fault(f"{path}.axis", f"length {math.hypot(*tool.axis):.3g}", "a unit vector from hub to tip")
     _check_shaft(checker, path, tool)
+    if tool.inserts and tool.zone is not None:
+        checker.fault(f"{path}.zone", "given beside inserts", "the zone of each insert")
+    if tool.inserts and tool.role != "needle":
+        checker.fault(f"{path}.inserts", f"inserts of a {tool.role}", "those of a needle")
+    for name, insert in tool.inserts.items():
+        if insert.stop_mm < tool.length_mm:
+            wrong = f"{insert.stop_mm:g} mm ends inside the cannula of {tool.length_mm:g} mm"
+            checker.fault(f"{path}.inserts.{name}.stop_mm", wrong, "at least the cannula's length_mm")
+
+
+def check_probes(checker: Checker, probes: Mapping[str, ProbeConfig]) -> None:
+    """Note limits that are not in their order, and two probes that are one reading."""
+    owners: dict[tuple[str, int], str] = {}
+    for name, probe in probes.items():
+        owner = owners.setdefault((probe.device, probe.channel), name)
+        if owner != name:
+            wrong = f"{probe.device!r} channel {probe.channel} is that of probes.{owner}"
+            checker.fault(f"probes.{name}.channel", wrong, "one of its own")
+        if not probe.cold_warning_c < probe.cold_caution_c < probe.caution_c < probe.warning_c:
+            right = "cold_warning_c < cold_caution_c < caution_c < warning_c"
+            checker.fault(f"probes.{name}", "its limits are not in their order", right)
 
 
 def _check_shaft(checker: Checker, path: str, tool: ToolConfig) -> None:

@@ -247,6 +247,11 @@ class Metrics:
             "drift_sigma_ppm": gauge("navsrv_source_clock_drift_sigma_ppm", "Of the drift", of_source),
         }
         self._dicom = gauge("navsrv_dicom", "What the DICOM server counted since its start", ("what",))
+        of_probe = ("probe",)
+        self._celsius = gauge("navsrv_temperature_celsius", "Newest reading; NaN when it is not current", of_probe)
+        self._probe_age = gauge(
+            "navsrv_temperature_age_ms", "Age of the newest reading; NaN before the first", of_probe
+        )
         self._state = gauge("navsrv_state", "1 for the state that holds", ("tool", "state"))
 
     async def page(self, request: web.Request) -> web.Response:
@@ -259,6 +264,9 @@ class Metrics:
             self._seq.labels(tool).set(frame.seq)
             self._missed.labels(tool).set(frame.missed_deadlines)
             self._skipped.labels(tool).set(frame.skipped_poses)
+            for probe in frame.temperatures:
+                self._celsius.labels(probe.name).set(float("nan") if probe.celsius is None else probe.celsius)
+                self._probe_age.labels(probe.name).set(float("nan") if probe.age_ms is None else probe.age_ms)
             for state in STATES:
                 self._state.labels(tool, state).set(float(state == frame.state))
         for what, count in self._board.dicom.items():

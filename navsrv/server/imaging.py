@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from navsrv.kernel.frames import Array, rotation_defect
 from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
 from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.half_open import notice_half_open
-from navsrv.wire.openigtlink import Framer, Image, Message, Position, QTData, TData, Transform, encode
+from navsrv.wire.openigtlink import Framer, Image, Message, Position, QTData, Sensor, TData, Transform, encode
 
 END_S = 1.0
 """How long the end of the session waits for its devices' connections."""
@@ -92,11 +93,14 @@ class DeviceListener:
         on_bytes: Callable[[str, int, int, bytes], None],
         on_link: Callable[[str, str | None], None],
         on_note: Callable[[str, str], None],
+        on_sensor: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._imaging = config.imaging
         self._pushed = [name for name, t in config.trackers.items() if t.connect == "listener"]
         self._source_of = _sources_by_name(config, self._pushed)
         self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
+        self._probed = {probe.device for probe in config.probes.values()} if on_sensor is not None else set()
+        self._on_sensor = on_sensor
         self._poses: dict[str, _PoseHistory] = {}
         for imaging in config.imaging.values():
             if imaging.connect == "dicom" and config.dicom is not None:
@@ -175,6 +179,18 @@ class DeviceListener:
             if by_igtl and message.device == imaging.image and isinstance(message.body, Image):
                 self._image(source, imaging, message, received_ns, wall_ns)
                 return
+        if isinstance(message.body, Sensor) and self._on_sensor is not None and message.device in self._probed:
+            self._on_sensor(
+                {
+                    "received_ns": received_ns,
+                    "device": message.device,
+                    "stamp_ns": message.time_ns or None,
+                    "values": message.body.values.tolist(),
+                    "unit": message.body.unit,
+                    "status": message.body.status,
+                }
+            )
+            return
         if not self._pushed or not isinstance(message.body, _POSES):
             return
         owner = self._source(message, device)

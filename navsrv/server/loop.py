@@ -39,10 +39,12 @@ from navsrv.pipeline.inputs import (
     Note,
     RegistrationIn,
     Reply,
+    SensorIn,
     ShellReport,
     Tick,
     ToDevice,
     encode_input,
+    input_time_ns,
 )
 from navsrv.pipeline.pipeline import Output, Pipeline
 from navsrv.pipeline.setup import Setup
@@ -203,6 +205,9 @@ class Loop:
                 return CommandIn(now_ns, value["id"], value["op"], value["args"], value["role"])
             case "registration":
                 return msgspec.convert({**value, "now_ns": now_ns, "type": "registration"}, RegistrationIn)
+            case "sensor":
+                received_ns = max(value["received_ns"], self._last_input_ns)
+                return msgspec.convert({**value, "received_ns": received_ns, "type": "sensor"}, SensorIn)
             case "needle":
                 return msgspec.convert({**value, "now_ns": now_ns, "type": "needle"}, NeedleIn)
             case "bytes":
@@ -218,7 +223,7 @@ class Loop:
 
     def _handle(self, item: Input) -> None:
         """Run one input through the pipeline; frames leave first, records follow."""
-        started_ns = item.received_ns if isinstance(item, BytesIn) else item.now_ns
+        started_ns = input_time_ns(item)
         self._last_input_ns = started_ns
         payloads: list[bytes] = []
         others: list[Output] = []

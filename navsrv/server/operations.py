@@ -126,6 +126,11 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "park_tool": Operation(
         "Say that a tool is parked on purpose, or in use again.", {"tool": "text", "parked": "flag"}, "loop"
     ),
+    "change_insert": Operation(
+        "Say which insert is in a cannula; seated: true says that the operator saw it sit against its depth stop.",
+        {"tool": "text", "insert": "text", "seated": "flag"},
+        "loop",
+    ),
     "forget_needle": Operation(
         "Stop showing where an image saw a tool, because it was moved since.", {"tool": "text"}, "loop"
     ),

@@ -121,7 +121,12 @@ class Session:
         host, wanted = self.config.ports.host, self.config.ports
         commands = self._bind_commands(host, wanted.commands)
         self._listener = DeviceListener(
-            self.config, self._on_exposure, self._forward_bytes, self._forward_link, self._note
+            self.config,
+            self._on_exposure,
+            self._forward_bytes,
+            self._forward_link,
+            self._note,
+            lambda reading: self._to_loop("sensor", reading),
         )
         try:
             self._device_server, devices = await self._listener.serve(host, wanted.devices)
@@ -176,7 +181,8 @@ class Session:
             "case_sha256": self.case.sha256,
             "config": msgspec.json.encode(self.config).decode(),
         }
-        boot = {"endpoint": endpoint, "path": str(path), "metadata": metadata}
+        rate_hz = sum(tracker.rate_hz for tracker in self.config.trackers.values())
+        boot = {"endpoint": endpoint, "path": str(path), "metadata": metadata, "rate_hz": rate_hz}
         self._recorder = self._child("recorder", "navsrv.server.recorder", boot)
         self.recording = path
         self._recorder.wait_ready(START_TIMEOUT_S)

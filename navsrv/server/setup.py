@@ -10,6 +10,7 @@ import numpy as np
 from devices.health import FreshnessRule
 from devices.ndi_readings import NdiSpec
 from devices.openigtlink import SourceSpec, Stamps
+from devices.thermometer import ProbeSpec
 from navsrv.anatomy.bvh import DistanceStructure
 from navsrv.anatomy.case import Case, Structure
 from navsrv.guidance.bending import bending_sigma_mm
@@ -18,8 +19,18 @@ from navsrv.guidance.levels import Limits
 from navsrv.guidance.trajectory import PlannedPath
 from navsrv.kernel.errors import ConfigError
 from navsrv.kernel.frames import CT, REFERENCE, Rigid
-from navsrv.pipeline.setup import Preset, ReferenceSetup, Setup, SourceSetup, StructureSetup, ToolSetup, ZoneSetup
-from navsrv.server.config import Config, SiteConfig, ToolConfig, TrackerConfig
+from navsrv.pipeline.setup import (
+    InsertSetup,
+    Preset,
+    ProbeSetup,
+    ReferenceSetup,
+    Setup,
+    SourceSetup,
+    StructureSetup,
+    ToolSetup,
+    ZoneSetup,
+)
+from navsrv.server.config import Config, ProbeConfig, SiteConfig, ToolConfig, TrackerConfig, ZoneConfig
 from navsrv.server.config_doubt import REGISTRATION_INFLATION, structure_faults
 from navsrv.server.config_ndi import ndi_spec
 
@@ -48,6 +59,7 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
         preset=_preset(config),
         inflation={**REGISTRATION_INFLATION, **config.registration.inflation},
         tissue_seen=config.tissue.seen,
+        probes=tuple(_probe(name, probe) for name, probe in config.probes.items()),
         site=_site(config.alarms.site),
         witness=_body(config, "witness"),
         registration_max_age_ns=None if max_age_min is None else int(max_age_min * 60e9),
@@ -115,7 +127,25 @@ def _tool(name: str, tool: ToolConfig) -> ToolSetup:
         tip_sigma_mm=tool.tip_sigma_mm,
         axis_sigma_rad=math.radians(tool.axis_sigma_deg),
         bending_sigma_mm=_bending_mm(tool),
-        zone=None if tool.zone is None else ZoneSetup(tool.zone.across_mm, tool.zone.along_mm, tool.zone.ahead_mm),
+        zone=_zone(tool.zone),
+        inserts=tuple(
+            InsertSetup(insert_name, insert.stop_mm - tool.length_mm, insert.sigma_mm, _zone(insert.zone))
+            for insert_name, insert in tool.inserts.items()
+        ),
+    )
+
+
+def _zone(zone: ZoneConfig | None) -> ZoneSetup | None:
+    return None if zone is None else ZoneSetup(zone.across_mm, zone.along_mm, zone.ahead_mm)
+
+
+def _probe(name: str, probe: ProbeConfig) -> ProbeSetup:
+    return ProbeSetup(
+        ProbeSpec(name, probe.device, probe.channel, probe.rate_hz, probe.unit),
+        probe.caution_c,
+        probe.warning_c,
+        probe.cold_caution_c,
+        probe.cold_warning_c,
     )
 
 

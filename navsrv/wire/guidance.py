@@ -97,12 +97,12 @@ class RegistrationState(msgspec.Struct, frozen=True, gc=False):
 
 
 class Temperature(msgspec.Struct, frozen=True, gc=False):
-    """One temperature probe; its validity is its own."""
+    """One temperature probe; its validity is its own.  ``age_ms`` is null before the first reading that counts."""
 
     name: str
     celsius: float | None
     rate_c_s: float | None
-    age_ms: float
+    age_ms: float | None
     level: str
 
 
@@ -136,6 +136,7 @@ class GuidanceFrame(msgspec.Struct, gc=False):
     audio_paused_s: float
     parked: bool = False
     exceptions: list[ExceptionState] = []
+    insert: str | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
