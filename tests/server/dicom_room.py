@@ -52,17 +52,27 @@ class Listener:
 
     def until(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the next message that fits, and forget those before it."""
-        end = time.monotonic() + PATIENCE_S
         seen: list[dict[str, Any]] = []
+        found = self.within(PATIENCE_S, fits, seen)
+        assert found is not None, f"no such message within {PATIENCE_S} s: {seen}"
+        return found
+
+    def within(
+        self, seconds: float, fits: Callable[[dict[str, Any]], bool], others: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any] | None:
+        """Return the next message that fits within a time, else None; those before it are forgotten."""
+        end = time.monotonic() + seconds
         while True:
             for n, message in enumerate(self._messages):
                 if fits(message):
                     del self._messages[: n + 1]
                     return message
-            seen += self._messages
+            if others is not None:
+                others += self._messages
             self._messages.clear()
             left = end - time.monotonic()
-            assert left > 0.0, f"no such message within {PATIENCE_S} s: {seen}"
+            if left <= 0.0:
+                return None
             if select.select([self.child.channel], [], [], left)[0]:
                 self._messages += self.child.channel.receive()
 
