@@ -103,7 +103,7 @@ class PoseRoom:
 
     names = TOOLS
     loses = "NeedleToTracker"
-    longest_s = 0.05
+    longest_s = 0.005
 
     def __init__(self, folder: Path, simulator: tuple[object, ...], counts: SourceCounts | NdiCounts) -> None:
         self.folder, self._arguments, self.counts = folder, simulator, counts
@@ -112,18 +112,22 @@ class PoseRoom:
         self._garble = False
         self._fd = -1
         self._socket: socket.socket | None = None
+        self._cable: _Cable | None = None
         self._driver: PoseSource
         self._running: Any = None
         self._where: Any = None
-        self.replug()
+        self._where = self.start()
+        self._connect()
 
     def make(self) -> PoseSource:
         """Return a driver for a new connection."""
         raise NotImplementedError
 
     def open(self) -> int:
-        """Open the line; return its file descriptor."""
-        self._socket = socket.create_connection(("127.0.0.1", self._where), timeout=5.0)
+        """Open the line, by a cable that can be pulled; return its file descriptor."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._socket = socket.create_connection(listener.getsockname(), timeout=5.0)
+            self._cable = _Cable(socket.create_connection(("127.0.0.1", self._where)), listener.accept()[0])
         return self._socket.fileno()
 
     def hello(self) -> bytes:
@@ -132,17 +136,16 @@ class PoseRoom:
 
     def start(self) -> Any:
         """Start the simulator where it was; return where that is."""
-        self._running = running(*self._arguments, "--port", self._where or 0)
+        self._running = running(*self._arguments, "--port", 0)
         self.simulator: Simulator = self._running.__enter__()
         return self.simulator.event()["port"]
 
-    def replug(self) -> None:
-        self._where = self.start()
-        self._connect()
-
     def unplug(self) -> None:
-        self._running.__exit__(None, None, None)
-        self._running = None
+        assert self._cable is not None
+        self._cable.pull()
+
+    def replug(self) -> None:
+        self._connect()
 
     def down(self) -> bool:
         self._serve(lambda: self._fd < 0, reconnect=False)
@@ -197,6 +200,8 @@ class PoseRoom:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+            if self._cable is not None:
+                self._cable.pull()
         elif self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -213,7 +218,8 @@ class PoseRoom:
             if self._fd < 0:
                 assert reconnect, "the line ended"
                 self._connect()
-            self._pump()
+            if self._cable is not None:
+                self._cable.carry()
             try:
                 self._obey()
                 due = self._driver.next_due_ns()
@@ -233,9 +239,6 @@ class PoseRoom:
             except (DeviceError, OSError) as fault:
                 self.faults.append(fault)
                 self._hang_up()
-
-    def _pump(self) -> None:
-        """Carry on what the device's own cable would."""
 
     def _read(self) -> bytes:
         try:
@@ -297,6 +300,14 @@ class NdiTerminalRoom(NdiRoom):
         line.symlink_to(self.simulator.event()["pty"])
         return line
 
+    def unplug(self) -> None:
+        self._running.__exit__(None, None, None)
+        self._running = None
+
+    def replug(self) -> None:
+        self._where = self.start()
+        self._connect()
+
     def open(self) -> int:
         fd = os.open(self._where, os.O_RDWR | os.O_NOCTTY)
         tty.setraw(fd, termios.TCSANOW)
@@ -330,50 +341,38 @@ class OpenIgtLinkRoom(PoseRoom):
 class PushedRoom(OpenIgtLinkRoom):
     """An OpenIGTLink device that connects to the listening driver: the simulator's stream comes in from outside."""
 
-    longest_s = 0.005
-
     def open(self) -> int:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            address = listener.getsockname()
-            self._pusher = _Pusher(self._where, address)
+            device = socket.create_connection(("127.0.0.1", self._where))
+            self._cable = _Cable(device, socket.create_connection(listener.getsockname()))
             self._socket, _ = listener.accept()
         return self._socket.fileno()
 
-    def _pump(self) -> None:
-        self._pusher.pump()
 
-    def _hang_up(self) -> None:
-        super()._hang_up()
-        self._pusher.close()
+class _Cable:
+    """Carries bytes between two connections until it is pulled."""
 
+    def __init__(self, one: socket.socket, other: socket.socket) -> None:
+        self._ends = {one: other, other: one}
 
-class _Pusher:
-    """Carries a server's stream to a listener, and its words back: a device that connects by itself."""
-
-    def __init__(self, port: int, address: tuple[str, int]) -> None:
-        self._device = socket.create_connection(("127.0.0.1", port), timeout=5.0)
-        self._listener = socket.create_connection(address, timeout=5.0)
-        self._open = True
-
-    def pump(self) -> None:
+    def carry(self) -> None:
         """Carry what is there."""
-        ends = {self._device: self._listener, self._listener: self._device}
-        while self._open and (ready := select.select(list(ends), [], [], 0)[0]):
+        while self._ends and (ready := select.select(list(self._ends), [], [], 0)[0]):
             for end in ready:
                 try:
                     data = end.recv(65536)
-                    ends[end].sendall(data)
+                    self._ends[end].sendall(data)
                 except OSError:
                     data = b""
                 if not data:
-                    self.close()
+                    self.pull()
                     return
 
-    def close(self) -> None:
+    def pull(self) -> None:
         """End both connections."""
-        self._open = False
-        self._device.close()
-        self._listener.close()
+        for end in self._ends:
+            end.close()
+        self._ends = {}
 
 
 class DicomRoom:
