@@ -2,7 +2,8 @@
 
 Channels: ``input`` (msgpack, everything that can change a frame), ``guidance`` (the frames as sent), ``note`` (JSON
 log), ``image`` (JSON facts of each exposure).  The metadata record ``session`` holds the configuration and the identity
-of the case, so that replay builds the same pipeline.  Chunks are small, so that a torn file loses little.
+of the case, so that replay builds the same pipeline.  Chunks are small, so that a torn file loses little, but of no
+less than ``CHUNK_S``: the index of a chunk, 2 kB, stays in memory until the file is closed.
 """
 
 from __future__ import annotations
@@ -20,17 +21,24 @@ from navsrv.server.channel import Channel, ChannelClosed
 from navsrv.server.records import CHANNELS, FRAME, IMAGE, INPUT, NOTE, STOP, unpack
 
 CHUNK_BYTES: Final = 32 * 1024
+"""Least size of a chunk."""
+MOST_CHUNK_BYTES: Final = 1 << 20
+CHUNK_S: Final = 0.3
+"""What a chunk holds at least, of poses at the declared rates."""
+POSE_BYTES: Final = 2048
+"""About what one pose leaves in a recording: the bytes that came, and the frame."""
 NICENESS: Final = 5
 """Who waits for a frame goes before who writes it down."""
 _ENCODING: Final = {INPUT: "msgpack", FRAME: "msgpack", NOTE: "json", IMAGE: "json"}
 
 
 class Recording:
-    """One MCAP file that is being written."""
+    """One MCAP file that is being written; ``rate_hz`` of poses are expected."""
 
-    def __init__(self, path: Path, metadata: dict[str, str]) -> None:
+    def __init__(self, path: Path, metadata: dict[str, str], rate_hz: float = 0.0) -> None:
         self._file = path.open("wb")
-        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
+        chunk = min(max(CHUNK_BYTES, int(CHUNK_S * rate_hz * POSE_BYTES)), MOST_CHUNK_BYTES)
+        self._writer = Writer(self._file, chunk_size=chunk, compression=CompressionType.ZSTD)
         self._writer.start(profile="navsrv", library="navsrv")
         self._channels = {
             kind: self._writer.register_channel(topic=topic, message_encoding=_ENCODING[kind], schema_id=0)
@@ -63,7 +71,7 @@ def main() -> int:
     puller.setsockopt(zmq.RCVHWM, 200_000)
     puller.bind(boot["endpoint"])
     try:
-        recording = Recording(Path(boot["path"]), boot["metadata"])
+        recording = Recording(Path(boot["path"]), boot["metadata"], boot["rate_hz"])
     except OSError as error:
         channel.send({"kind": "failed", "value": f"{boot['path']}: cannot record: {error}"})
         return 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from mcap.reader import make_reader
 from scipy.spatial.transform import Rotation
 
 from navsrv.kernel.errors import InputError
@@ -15,7 +16,7 @@ from navsrv.pipeline.inputs import BytesIn, LinkDown, LinkUp, encode_input
 from navsrv.server.config import Config, ServerConfig, ToolConfig, TrackerConfig
 from navsrv.server.recorder import Recording
 from navsrv.server.recordings_io import CSV_COLUMNS, paired, read_track, read_tracks
-from navsrv.server.records import INPUT, pack
+from navsrv.server.records import FRAME, INPUT, pack
 from navsrv.wire.openigtlink import Message, Metadata, Transform, encode, timestamp_from_ns
 
 START_NS = 1_700_000_000_000_000_000
@@ -84,8 +85,8 @@ def recording(path: Path, poses: Array, status: list[str]) -> None:
     """Write a recording as the recorder does, of a source that goes down and comes back."""
     config = Config(
         ServerConfig("sacrum"),
-        {"optical": TrackerConfig(60.0, names={"Wand": "StylusToTracker"})},
-        {"stylus": ToolConfig("optical", "StylusToTracker")},
+        trackers={"optical": TrackerConfig(60.0, names={"Wand": "StylusToTracker"})},
+        tools={"stylus": ToolConfig("optical", "StylusToTracker")},
     )
     file = Recording(path, {"config": msgspec.json.encode(config).decode(), "session": "s"})
     file.add(pack(INPUT, encode_input(LinkUp(0, "optical"))))
@@ -102,6 +103,22 @@ def recording(path: Path, poses: Array, status: list[str]) -> None:
         for part in (data[:33], data[33:]):
             file.add(pack(INPUT, encode_input(BytesIn("optical", i, stamp, part))))
     file.finish()
+
+
+@pytest.mark.parametrize(("rate_hz", "most_s"), [(1000.0, 0.7), (60.0, 0.7)])
+def test_an_index_grows_with_time_and_not_with_the_rate(tmp_path: Path, rate_hz: float, most_s: float) -> None:
+    """Each chunk is 2 kB of memory until the end, and what a torn file loses: neither many nor long ones."""
+    path, seconds = tmp_path / "long.mcap", 3
+    file = Recording(path, {}, rate_hz)
+    for _ in range(seconds * int(rate_hz)):
+        file.add(pack(INPUT, b"i" * 400))
+        file.add(pack(FRAME, b"f" * 1600))
+    file.finish()
+    with path.open("rb") as stream:
+        summary = make_reader(stream).get_summary()
+    assert summary is not None
+    chunks = len(summary.chunk_indexes)
+    assert seconds / most_s <= chunks <= 4 * seconds
 
 
 def test_mcap_gives_what_the_driver_made_of_the_bytes(tmp_path: Path) -> None:
