@@ -25,7 +25,7 @@ from navsrv.kernel.registration import RegistrationResult
 from navsrv.registration.drr import DrrVolume, bone_volume
 from navsrv.registration.fluoro_search import FluoroSearch, search_poses, stand_out
 from navsrv.registration.fluoro_stretch import fit_stretch
-from navsrv.registration.fluoro_verdict import Findings, FluoroLimits, conclude, score_scale
+from navsrv.registration.fluoro_verdict import Findings, FluoroLimits, conclude, score_scale, worth_stretching
 from navsrv.registration.fluoro_views import Fit, FixedView, Level, PosePrior, XrayView, check_views
 from navsrv.registration.images import CtImage
 from navsrv.registration.tiles import moved
@@ -174,19 +174,21 @@ def register_fluoro(
     best = max(range(len(ends)), key=lambda n: ends[n][0].score + places[n].score)  # the finer image has its say
     final, prior = ends[best]
     others = [p.score for n, p in enumerate(places) if n != best]
+    here, other, bounds = places[best].score, max([0.0, *others]), limits or FluoroLimits()
+    asked = worth_stretching(final.score, here, other, bounds)
     findings = Findings(
         final=final,
-        here=places[best].score,
-        other=max([0.0, *others]),
-        displaced_mm=_displaced(bone, coarse, coarse.refine(final.pose, prior=prior), prior),
+        here=here,
+        other=other,
+        displaced_mm=displaced_mm(bone, coarse, coarse.refine(final.pose, prior=prior), prior),
         agreeing=_agreeing(bone, briefly, places[best]),
-        stretch=fit_stretch(coarse, final.pose, score_scale(fine, final.pose)),
+        stretch=fit_stretch(fine, final.pose, score_scale(fine, final.pose)) if asked and deep else None,
         stand_out=stand_out(coarse, final.pose),
         levels=len(bone.level_shifts_ct_mm),
         deep=deep,
         prior=prior,
     )
-    return conclude(fine, findings, frame, target_ct_mm, limits or FluoroLimits())
+    return conclude(fine, findings, frame, target_ct_mm, bounds)
 
 
 def angle_between_deg(views: list[XrayView]) -> float:
@@ -268,7 +270,7 @@ def _places(bone: PreparedBone, wide: Level, briefly: list[Fit]) -> list[Fit]:
     return sorted(places, key=lambda p: -p.score)
 
 
-def _displaced(bone: PreparedBone, level: Level, here: Fit, prior: PosePrior | None) -> float:
+def displaced_mm(bone: PreparedBone, level: Level, here: Fit, prior: PosePrior | None) -> float:
     """Return how far (mm) from the result a displaced start ends, refined the same way."""
     step = np.array([0.05, -0.04, 0.05, 2.0, -2.0, 2.0])
     end = level.refine(moved(here.pose, step, level.centre_ct_mm), 2 * ARRIVAL, prior=prior)

@@ -38,8 +38,8 @@ class FluoroLimits:
     score: tuple[float, float] = (0.28, 0.22)
     view_score: tuple[float, float] = (0.20, 0.10)
     margin: tuple[float, float] = (0.15, 0.03)
-    stretch: tuple[float, float] = (0.03, 0.08)
-    stretch_gain: tuple[float, float] = (0.02, 0.06)
+    stretch: tuple[float, float] = (0.02, 0.05)
+    stretch_gain: tuple[float, float] = (0.01, 0.03)
     displaced_mm: tuple[float, float] = (0.8, 2.5)
     views_mm: tuple[float, float] = (0.7, 2.0)
     tre_mm: tuple[float, float] = (1.2, 4.0)
@@ -47,14 +47,17 @@ class FluoroLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
-    """The result at full resolution, and what the search's resolution says of it and of other places."""
+    """The result at full resolution, and what the search's resolution says of it and of other places.
+
+    ``stretch`` is None where it was not asked: see ``worth_stretching``.
+    """
 
     final: Fit
     here: float
     other: float
     displaced_mm: float
     agreeing: float
-    stretch: Stretch
+    stretch: Stretch | None
     stand_out: list[tuple[float, float]]
     levels: int
     deep: bool
@@ -91,9 +94,6 @@ def conclude(
         "lowest_view_score": min(n.score for n in normals),
         "displaced_start_mm": found.displaced_mm,
         "starts_agreeing": found.agreeing,
-        **{f"longer_{axis}": float(share) for axis, share in zip("xyz", found.stretch.longer, strict=True)},
-        "stretch": found.stretch.most,
-        "stretch_gain": found.stretch.gain,
         "bend_mm": _bend_mm(per_view, level, final.pose),
         "scatter_mm": float(np.sqrt(np.trace(about[3:, 3:]))),
         "depth_sigma_mm": float(np.sqrt(beam @ (about + systematic)[3:, 3:] @ beam)),
@@ -101,7 +101,10 @@ def conclude(
     for n, (normal, mm, (peak, rival)) in enumerate(zip(normals, apart, found.stand_out, strict=True)):
         figures[f"view{n}_score"], figures[f"view{n}_residual_mm"] = normal.score, mm
         figures[f"view{n}_peak"], figures[f"view{n}_rival"] = peak, rival
-    verdict, reason = _judge(figures, max(apart), tre, limits)
+    if found.stretch is not None:
+        figures |= {f"longer_{axis}": float(share) for axis, share in zip("xyz", found.stretch.longer, strict=True)}
+        figures |= {"stretch": found.stretch.most, "stretch_gain": found.stretch.gain}
+    verdict, reason = _judge(figures, max(apart), tre, limits, found.deep)
     if not found.deep and found.prior is None:
         depth = figures["depth_sigma_mm"]
         shallow = f"the views tell where the bone is across the beam, not its depth (sigma {depth:.1f} mm at best)"
@@ -110,6 +113,11 @@ def conclude(
     return RegistrationResult(
         "fluoro", transform, frozen_array(target, (3,)), tre, max(apart), verdict, reason, details
     )
+
+
+def worth_stretching(score: float, here: float, other: float, limits: FluoroLimits) -> bool:
+    """Return whether a result may be accepted at all: only then it is worth the time to ask for the bone's size."""
+    return score >= limits.score[0] and here - other >= limits.margin[0] * max(here, 1e-6)
 
 
 def _systematic(level: Level, pose: Array, views_mm: float) -> Array:
@@ -191,8 +199,13 @@ def _scale(tiles: Array, whole: Normal) -> float:
     return max(float(np.trace(whole.hessian @ sandwich) / 6.0), 1e-12)
 
 
-def _judge(figures: dict[str, float], views_mm: float, tre_mm: float, limits: FluoroLimits) -> tuple[Verdict, str]:
-    """Return the verdict and the numbers that decided it; the worst finding wins."""
+def _judge(
+    figures: dict[str, float], views_mm: float, tre_mm: float, limits: FluoroLimits, sized: bool = True
+) -> tuple[Verdict, str]:
+    """Return the verdict and the numbers that decided it; the worst finding wins.
+
+    ``sized``: the views can tell the bone's size, so that it must have been asked for.
+    """
     refuse: list[str] = []
     doubt: list[str] = []
 
@@ -206,12 +219,15 @@ def _judge(figures: dict[str, float], views_mm: float, tre_mm: float, limits: Fl
     ask("the images agree with score", figures["score"], limits.score)
     ask("the worst view agrees with score", figures["lowest_view_score"], limits.view_score)
     ask("lead over the next best place", figures["margin"], limits.margin)
-    percent = (100.0 * limits.stretch[0], 100.0 * limits.stretch[1])
-    ask("the bone is longer or shorter than in the CT by", 100.0 * figures["stretch"], percent, " %")
-    ask("stretched, the bone would suit the images better by a score of", figures["stretch_gain"], limits.stretch_gain)
     ask("the views disagree by", views_mm, limits.views_mm, " mm")
     ask("a displaced start ends away by", figures["displaced_start_mm"], limits.displaced_mm, " mm")
     ask("predicted TRE at the target", tre_mm, limits.tre_mm, " mm")
+    if "stretch" in figures:
+        percent = (100.0 * limits.stretch[0], 100.0 * limits.stretch[1])
+        ask("the bone is longer or shorter than in the CT by", 100.0 * figures["stretch"], percent, " %")
+        ask("stretched, the bone would gain a score of", figures["stretch_gain"], limits.stretch_gain)
+    elif sized and not refuse and not doubt:
+        doubt.append("the size of the bone was not compared with the CT's")
     if not figures["levels_tried"]:
         doubt.append("no neighbouring level was tried: this may be one")
     if refuse or doubt:

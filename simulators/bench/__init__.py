@@ -14,7 +14,10 @@ NAMES: Final = {
     "latency": "from a tracker's send to a frame's arrival, through the real server, with displays",
     "distance": "one step of tip and shaft against six structures",
     "drr": "one DRR of vertebrae with its derivatives, beside RTK and plastimatch",
+    "register": "registration by X-rays and by a cone-beam volume, beside SimpleITK",
     "trackers": "what a simulated tracker costs",
+    "imagers": "what a simulated X-ray and a simulated O-arm volume cost",
+    "insertion": "what an insertion of 60 s costs in virtual time",
 }
 
 
