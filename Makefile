@@ -16,7 +16,7 @@ UPGRADE =
 COMPILE = .lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install demo test check format coverage fuzz-wire soak peers lock wheel clean distclean
+.PHONY: help install demo test check format coverage fuzz-wire soak verdict peers lock wheel clean distclean
 
 help:
 	@echo 'make demo    install what it needs into .venv, then run the whole job on simulators with the browser display'
@@ -26,6 +26,7 @@ help:
 	@echo 'make coverage  how often the lower bounds hold, over thousands of trials (writes docs/coverage.md)'
 	@echo 'make fuzz-wire  a million mutated messages against the OpenIGTLink codec'
 	@echo 'make soak    an hour of the real server at 1000 Hz, its memory into docs/soak.md'
+	@echo 'make verdict  held-out trials of the verdict on X-ray registrations (writes docs/verdict.md; SECONDS=3600)'
 	@echo 'make peers   install the independent peers that some tests speak to (Debian packages; needs root)'
 	@echo 'make wheel   build dist/navsrv-*.whl'
 	@echo 'make lock    make the locks again from pyproject.toml (make lock UPGRADE=--upgrade for newer versions)'
@@ -61,6 +62,14 @@ soak: install
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Held-out trials of the verdict on X-ray registrations: resumable, for as long as SECONDS say.
+SECONDS ?= 3600
+VERDICT_TRIALS ?= .verdict/trials.jsonl
+verdict: $(VENV)/.dev
+	mkdir -p $(dir $(VERDICT_TRIALS))
+	$(BIN)/python -m simulators.verdict run --set held-out --out $(VERDICT_TRIALS) --seconds $(SECONDS)
+	$(BIN)/python -m simulators.verdict report $(VERDICT_TRIALS) --markdown docs/verdict.md
 
 peers:
 	sh tools/peers.sh

@@ -6,9 +6,9 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
+from navsrv.anatomy.builtin import ensure_case
 from navsrv.anatomy.case import Case, Plan
 from navsrv.kernel.errors import InputError
 from simulators.world.scene import Breathing
@@ -57,9 +57,13 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
+CASE: Final = "sacrum, thoracolumbar, or a case folder"
+"""What ``--case`` takes."""
+
+
 def add_room(parser: Parser) -> None:
     """Add the arguments that decide the room, the same for every simulator of one room."""
-    parser.add_argument("--case", required=True, type=Path, metavar="DIR", help="case folder")
+    parser.add_argument("--case", required=True, type=ensure_case, metavar="CASE", help=CASE)
     parser.add_argument(
         "--seed", type=whole(0, 2**63), default=0, help="decides the whole room; the same for each simulator (0)"
     )

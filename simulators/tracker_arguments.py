@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 
+from navsrv.anatomy.builtin import ensure_case
 from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
-from simulators.arguments import Parser, breathing_of, number, plan_of, whole
+from simulators.arguments import CASE, Parser, breathing_of, number, plan_of, whole
 from simulators.exposures import Settings, Tracker
 from simulators.stages import MAGNETIC_CENTRE_MM, NEEDLE, REFERENCE, Circling, Procedure, Stage
 from simulators.world.bending import GAUGE_MM, Bending
@@ -45,7 +46,7 @@ ORDERS: Final = (
 
 def add_stage(parser: Parser) -> None:
     """Add the arguments of what happens and of who watches."""
-    parser.add_argument("--case", type=Path, metavar="DIR", help="case folder; without it the tools circle")
+    parser.add_argument("--case", type=ensure_case, metavar="CASE", help=f"{CASE}; without it the tools circle")
     parser.add_argument(
         "--seed", type=whole(0, 2**63), default=0, help="decides everything drawn, and a case's room (0)"
     )
@@ -92,7 +93,7 @@ def _stage(parser: Parser, args: argparse.Namespace) -> Stage:
     if args.case is None:
         for option in ("breathing_mm", "irregular", "gauge"):
             if getattr(args, option):
-                parser.error(f"--{option.replace('_', '-')} needs --case DIR: without it nobody lies there")
+                parser.error(f"--{option.replace('_', '-')} needs --case CASE: without it nobody lies there")
         if args.camera == "aurora":
             return Circling(names, MAGNETIC_CENTRE_MM, 0.6)
         return Circling(names)
@@ -138,4 +139,4 @@ def tracker_of(parser: Parser, args: argparse.Namespace, hidden: str | None = No
 def require_case(args: argparse.Namespace) -> None:
     """Refuse to begin an insertion where there is no case."""
     if args.case is None and args.insert_after_s is not None:
-        raise InputError("--insert-after-s needs --case DIR: without it there is nothing to insert into")
+        raise InputError("--insert-after-s needs --case CASE: without it there is nothing to insert into")

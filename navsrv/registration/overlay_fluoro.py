@@ -58,6 +58,7 @@ def _panel(bone: DrrVolume, view: XrayView, pose: Rigid, number: int) -> NDArray
     model = view.projection.binned(factor).seen_from(Rigid.from_matrix(pose.frm, CT, np.linalg.inv(pose.matrix)))
     edges = cv2.resize(_edges(bone, model), (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA) > 90
     picture[edges] = _YELLOW
+    cv2.rectangle(picture, (0, 0), (62, 24), (40, 40, 40), -1)
     cv2.putText(picture, f"view {number}", (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, _WHITE, 1, cv2.LINE_AA)
     picture[:, -1] = 80
     result: NDArray[np.uint8] = np.asarray(picture, dtype=np.uint8)

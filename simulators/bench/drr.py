@@ -49,15 +49,16 @@ def bones(case: str | None, labels: list[int]) -> DrrVolume:
     if case is None:
         image = phantom()
         return bone_volume(image, np.asarray(image.voxels) > 100)
+    from navsrv.anatomy.builtin import ensure_case
     from navsrv.anatomy.case import Case
-    from navsrv.server.fetching import ensure_case
-    from navsrv.server.registering import ct_image
 
     loaded = Case.load(ensure_case(case))
-    label_map = loaded.labels()
+    ct, label_map = loaded.ct(), loaded.labels()
     if label_map is None:
         raise SystemExit(f"navsrv bench drr: {case}: a case with a label map is needed")
-    return bone_volume(ct_image(loaded.ct()), np.isin(label_map.voxels, labels))
+    place = np.eye(4)
+    place[:3, :3], place[:3, 3] = ct.direction * ct.spacing_mm, ct.origin_mm
+    return bone_volume(CtImage(ct.voxels, place), np.isin(label_map.voxels, labels))
 
 
 def view(volume: DrrVolume, ray: list[float], pixels: int) -> ProjectionModel:

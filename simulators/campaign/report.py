@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from simulators.campaign.insertion import NOTICED_S
 from simulators.campaign.plot import Panel, svg_of
 from simulators.campaign.spec import Spec
 from simulators.campaign.statistics import Estimate, rate, resampled, share
@@ -56,7 +57,10 @@ def figures_of(lines: Sequence[Line]) -> dict[str, Any]:
         "late": {
             "approaches": approaches,
             "late_share": share(len(late), approaches).told(),
-            "past_mm_quantiles": _quantiles(np.array([entry["past_mm"] for entry in late])),
+            "past_mm_quantiles": {
+                cause: _quantiles(np.array([entry["past_mm"] for entry in late if entry["cause"] == cause]))
+                for cause in sorted({entry["cause"] for entry in late})
+            },
             "causes": dict(Counter(entry["cause"] for entry in late)),
             "late": late,
         },
@@ -247,12 +251,16 @@ def markdown(spec: Spec, figures: dict[str, Any], plot: str) -> str:
         "## Every miss",
         "",
         *_misses(contacts["missed"]),
+        *_blindly(spec, contacts),
         "",
         "## Warnings that came late by the truth",
         "",
         "The limit is judged on the bound, which is above the truth now and then by design (one in twenty); what counts"
-        f" is how far beyond the limit the needle was by then. Causes: {_counts(late['causes'])}. Beyond the limit, mm:"
-        f" {_spread(late['past_mm_quantiles'])}.",
+        " is how far beyond the limit the needle was by then.",
+        "",
+        "| cause | how many | beyond the limit, mm |",
+        "|---|---|---|",
+        *[f"| {cause} | {n} | {_spread(late['past_mm_quantiles'][cause])} |" for cause, n in late["causes"].items()],
         "",
         "## Alarms",
         "",
@@ -307,12 +315,22 @@ def _frames(after: dict[str, int]) -> str:
     return ", ".join(f"{n:,} after {frames} frames" for frames, n in sorted(after.items())) or "no crossing"
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{cause} {n}" for cause, n in counts.items()) or "none"
-
-
 def _alarm_row(row: dict[str, Any]) -> str:
     return f"{row['raised']:,}, {row['nuisance']:,}, {_text(row['per_30_min'], '.2f')}"
+
+
+def _blindly(spec: Spec, contacts: dict[str, Any]) -> list[str]:
+    """Return what the misses that came without geometry have in common."""
+    if not contacts["missed_blind"]:
+        return []
+    return [
+        "",
+        f"{contacts['missed_blind']} of {len(contacts['missed'])} came while nothing was shown: the line of sight was"
+        " lost before the warning limit was reached, the display said LOST with its alarm from the next frame on, and"
+        f" the needle was moved all the same. In this campaign {100.0 * spec.motion.heeds_share:.0f} % of the operators"
+        f" rest {NOTICED_S:g} s after a loss, the others go on blindly. No server can warn of what it does not see; it"
+        " can only say so at once.",
+    ]
 
 
 def _misses(missed: Sequence[dict[str, Any]]) -> list[str]:

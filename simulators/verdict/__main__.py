@@ -28,12 +28,19 @@ def main(argv: list[str] | None = None) -> int:
     report = todo.add_parser("report", help="what trials add up to")
     report.add_argument("trials", type=Path, nargs="+", metavar="FILE.jsonl")
     report.add_argument("--json", action="store_true")
+    report.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the report, its plots beside it")
     args = parser.parse_args(argv)
     if args.todo == "report":
-        from simulators.verdict.report import as_text, summary
+        from simulators.verdict.report import as_page, as_svg, as_text, summary
 
         records = [json.loads(line) for path in args.trials for line in path.read_text().splitlines()]
         found = summary(records)
+        if args.markdown is not None:
+            plot = args.markdown.parent / "images" / f"{args.markdown.stem}.svg"
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            plot.write_text(as_svg(records))
+            args.markdown.write_text(as_page(found, f"images/{plot.name}"))
+            return 0
         print(json.dumps(found) if args.json else as_text(found))
         return 0
     return _run(args)

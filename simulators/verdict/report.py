@@ -9,6 +9,8 @@ from typing import Any, Final
 import numpy as np
 from scipy.stats import beta
 
+from navsrv.registration.fluoro_verdict import FluoroLimits
+from simulators.campaign.plot import Panel, svg_of
 from simulators.verdict.trials import BINS_MM, GOOD_MM
 
 SUCCESS: Final = 0.95
@@ -90,13 +92,21 @@ def _errors(records: list[Record]) -> Record:
 def _verdict(records: list[Record]) -> Record:
     good, bad = [r for r in records if r["good"]], [r for r in records if not r["good"]]
     accepted = sum(r["verdict"] == "accept" for r in bad)
+    wrong = {_scene(r) for r in bad if r["verdict"] == "accept"}
     refused, doubted = (sum(r["verdict"] == v for r in good) for v in ("refuse", "doubt"))
     return {
         "bad": len(bad), "bad_accepted": accepted, "bad_accepted_upper": upper_bound(accepted, max(len(bad), 1)),
         "good": len(good), "good_refused": refused, "good_doubted": doubted,
         "good_not_accepted_share": (refused + doubted) / max(len(good), 1),
         "good_refused_upper": upper_bound(refused, max(len(good), 1)),
+        "scenes": len({_scene(r) for r in bad}), "scenes_accepted": len(wrong), "scenes_accepted_upper": upper_bound(
+            len(wrong), max(len({_scene(r) for r in bad}), 1)
+        ),
     }  # fmt: skip
+
+
+def _scene(record: Record) -> tuple[str, int]:
+    return record["patient"], record["seed"]
 
 
 def _tre(records: list[Record]) -> Record:
@@ -110,6 +120,28 @@ def _tre(records: list[Record]) -> Record:
         "error_over_predicted_p95": float(np.percentile(ratio, 95)),
         "share_within_twice": float(np.mean(np.array(ratio) <= 2.0)),
     }
+
+
+def as_svg(records: list[Record]) -> str:
+    """Return histograms of the errors, and of what tells good results from bad."""
+    limits = FluoroLimits()
+    near = [
+        r["error_mm"] for r in records if r["kind"] == "start" and r["start_mm"] < 20.0 and r["error_mm"] is not None
+    ]
+    seen = [r for r in records if r["figures"]]
+
+    def figures(name: str, good: bool) -> list[float]:
+        return [r["figures"][name] for r in seen if r["good"] is good]
+
+    panels = [Panel("Error, starts below 20 mm", "mTRE over the bone, mm (last bar: more)", near, 0.0, 3.0)]
+    for name, label, limit in (
+        ("score", "score", limits.score[0]),
+        ("margin", "lead over the next place", limits.margin[0]),
+    ):
+        for good in (True, False):
+            title = f"{label.capitalize()}, {'good' if good else 'bad'} results"
+            panels.append(Panel(title, f"{label} (below the limit: red)", figures(name, good), -0.2, 0.8, limit))
+    return svg_of(panels)
 
 
 def as_text(found: Record) -> str:
@@ -138,6 +170,8 @@ def as_text(found: Record) -> str:
     lines += [
         "",
         f"Bad results accepted: {v['bad_accepted']} of {v['bad']} (95 % upper bound {v['bad_accepted_upper']:.2%}).",
+        f"Trials of one scene resemble each other. By scenes: a bad result was accepted in {v['scenes_accepted']} of"
+        f" {v['scenes']} (upper bound {v['scenes_accepted_upper']:.1%}).",
         f"Good results refused: {v['good_refused']} of {v['good']} (upper bound {v['good_refused_upper']:.2%});"
         f" doubted: {v['good_doubted']}; not accepted in all: {v['good_not_accepted_share']:.1%}.",
         "",
@@ -155,3 +189,16 @@ def as_text(found: Record) -> str:
             f" within twice: {t['share_within_twice']:.1%} of {t['trials']}.",
         ]
     return "\n".join(lines)
+
+
+def as_page(found: Record, plot: str) -> str:
+    """Return the page that is committed: what was tried, and what came of it."""
+    head = """# The verdict on held-out trials
+
+Made by `make verdict`; what the trials are is told in [registration.md](registration.md).  A trial is *good* when it
+ends within 2 mm of the truth (mTRE over the bone, in 3D) and shows the patient it is registered to; all others are
+*bad*: wrong patient, side, view, geometry, level, starts out of reach, and near misses.  Bounds are one-sided, 95 %
+(Clopper and Pearson).
+
+"""
+    return f"{head}{as_text(found)}\n\n![Errors, scores and leads of good and bad results]({plot})\n"
