@@ -27,7 +27,8 @@ MIN_PLANES_DEG: Final = 15.0
 REACH_MM: Final = 150.0
 """The needle is this near the point where the views look, at most."""
 AGREE_MM: Final = 3.0
-"""The views' tips may be apart by so much, or by three sigma; more is another needle, or a patient who moved."""
+AGREE_SIGMA: Final = 3.5
+"""The views' tips may be apart by so much, or by so many sigma; more is another needle, or a patient who moved."""
 STEPS: Final = 12
 
 
@@ -37,6 +38,11 @@ class ViewDoubt:
 
     rotation_rad: float = 0.0
     translation_mm: float = 0.0
+
+    @property
+    def variances(self) -> Array:
+        """Of (rotation, translation), (6,)."""
+        return np.array([self.rotation_rad**2] * 3 + [self.translation_mm**2] * 3)
 
 
 def find_in_views(
@@ -104,13 +110,14 @@ def triangulate(
             candidates.append((problem, _Fit(fit.tip_mm, fit.axis if fit.axis @ hub < 0.0 else -fit.axis)))
     if not candidates:
         raise NeedleError(Why.NO_NEEDLE, "the needle's tip is not in both pictures")
-    agreeing = [(p, f) for p, f in candidates if p.apart_mm(f) <= max(AGREE_MM, 3.0 * p.apart_sigma_mm(f))]
+    doubt = doubt or ViewDoubt()
+    agreeing = [(p, f) for p, f in candidates if p.apart_mm(f) <= AGREE_MM or p.contradiction(f, doubt) <= AGREE_SIGMA]
     if not agreeing:
         apart = min(p.apart_mm(f) for p, f in candidates)
         text = f"the two views' tips are {apart:.1f} mm apart: another needle, or something moved between them"
         raise NeedleError(Why.DISAGREE, text)
     problem, fit = _directed(agreeing, heading, near_mm)
-    covariance = problem.covariance(fit, doubt or ViewDoubt())
+    covariance = problem.covariance(fit, doubt)
     apart = problem.apart_mm(fit)
     length = problem.seen_mm(fit)
     text = f"two views, planes at {angle:.0f} degrees, tips {apart:.2f} mm apart"
@@ -214,7 +221,7 @@ class _Problem:
             tip = tip + step[:3]
             axis = axis + basis @ step[3:]
             axis = axis / np.linalg.norm(axis)
-            if float(np.abs(step).max()) < 1e-9:
+            if float(np.abs(step).max()) < 1e-7:
                 break
         return _Fit(tip, axis)
 
@@ -225,7 +232,17 @@ class _Problem:
         inverse = np.linalg.inv(jacobian.T @ self._weight @ jacobian)
         gain = inverse @ jacobian.T @ self._weight
         total = inverse
-        variances = np.array([doubt.rotation_rad**2] * 3 + [doubt.translation_mm**2] * 3)
+        for moved in self._moved(fit):
+            effect = gain @ moved
+            total = total + effect * doubt.variances @ effect.T
+        wide = np.zeros((6, 5))
+        wide[:3, :3], wide[3:, 3:] = np.eye(3), basis
+        result: Array = wide @ total @ wide.T
+        return result
+
+    def _moved(self, fit: _Fit) -> list[Array]:
+        """Return for each view how its motion (rotation about the tip, translation) moves what was measured, (6, 6)."""
+        found = []
         for view in range(2):
             moved = np.zeros((6, 6))
             for k in range(6):
@@ -234,22 +251,26 @@ class _Problem:
                 motions[view, k] = step
                 ahead = self.residual(fit.tip_mm, fit.axis, motions)
                 moved[:, k] = (ahead - self.residual(fit.tip_mm, fit.axis, -motions)) / (2.0 * step)
-            effect = gain @ moved
-            total = total + effect * variances @ effect.T
-        wide = np.zeros((6, 5))
-        wide[:3, :3], wide[3:, 3:] = np.eye(3), basis
-        result: Array = wide @ total @ wide.T
-        return result
+            found.append(moved)
+        return found
 
     def apart_mm(self, fit: _Fit) -> float:
         """Return how far apart the two views' tips lie along the needle."""
         (a, _), (b, _) = self._along(fit)
         return abs(a - b)
 
-    def apart_sigma_mm(self, fit: _Fit) -> float:
-        """Return one sigma of that, from the ends' own."""
-        (_, a), (_, b) = self._along(fit)
-        return float(np.hypot(a, b))
+    def contradiction(self, fit: _Fit, doubt: ViewDoubt) -> float:
+        """Return by how many sigmas the sixth measurement contradicts the other five.
+
+        Of what was measured, one combination no needle could change; its sigma is that of shadows and views' places.
+        """
+        jacobian = self._jacobian(fit.tip_mm, fit.axis, _across(fit.axis))
+        unmoved = np.linalg.svd(jacobian)[0][:, 5]
+        total = np.asarray(np.linalg.inv(self._weight), dtype=np.float64)
+        for effect in self._moved(fit):
+            total = total + effect * doubt.variances @ effect.T
+        sigma = float(np.sqrt(unmoved @ total @ unmoved))
+        return abs(float(unmoved @ self.residual(fit.tip_mm, fit.axis))) / sigma
 
     def seen_mm(self, fit: _Fit) -> float:
         """Return how much of the shaft both pictures show."""

@@ -1,0 +1,78 @@
+"""A needle in made-up pictures: truth in closed form, by code that the finders do not share."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from navsrv.imaging.shadow import Radiograph
+from navsrv.kernel.frames import CT, Array, Frame, Rigid
+from navsrv.kernel.projection import ProjectionModel
+from simulators.carm_motion import Gantry, Position, view_of
+from simulators.world.imaging import Detector, Exposure, SteelNeedle, expose, steel_integrals
+
+STAND = Frame("stand")
+DETECTOR = Detector(384, 384, 0.77, principal_px=(193.2, 189.9))
+DIAMETER_MM = 2.4
+
+
+def unit(*values: float) -> Array:
+    vector = np.array(values)
+    return vector / np.linalg.norm(vector)
+
+
+def soft_tissue(rng: np.random.Generator) -> Array:
+    """Return (rows, columns) of attenuation without metal: a body, bones with sharp edges, open air on one side."""
+    row, column = np.mgrid[0 : DETECTOR.rows, 0 : DETECTOR.columns] / DETECTOR.rows
+    total = 3.0 + 1.2 * np.cos(2.0 * (column - rng.uniform(0.3, 0.7))) + 0.5 * row
+    for _ in range(5):
+        centre, size, turn = rng.uniform(0.1, 0.9, 2), rng.uniform(0.06, 0.3, 2), rng.uniform(0, np.pi)
+        x, y = column - centre[0], row - centre[1]
+        u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        total += rng.uniform(0.1, 0.45) * np.sqrt(np.maximum(1.0 - (u / size[0]) ** 2 - (v / size[1]) ** 2, 0.0))
+    return np.asarray(np.where(column > 0.985 - 0.06 * row, 0.2, gaussian_filter(total, 0.8)))
+
+
+def xray(
+    orbit_deg: float, needles: list[tuple[Array, Array]], rng: np.random.Generator, tilt_deg: float = 0.0, **more: Any
+) -> Radiograph:
+    """Return the X-ray of needles (tip, axis in CT), taken towards the CT's origin."""
+    stand = Rigid(CT, STAND, np.eye(3), np.zeros(3))
+    truth = Gantry(DETECTOR).moved(Position(orbit_deg, tilt_deg)).true()
+    pose = Rigid(
+        CT, Frame("carm"), truth.T_stand_from_carm.rotation, stand.apply(truth.T_stand_from_carm.translation_mm)
+    )
+    integrals = soft_tissue(rng)
+    for tip, axis in needles:
+        integrals += steel_integrals(SteelNeedle(tip, axis, radius_mm=DIAMETER_MM / 2, **more), pose, DETECTOR)
+    pixels = expose(integrals, Exposure(quanta=3e4), rng)
+    view: ProjectionModel = view_of(truth, Rigid(CT, Frame("stand"), np.eye(3), np.zeros(3)))
+    return Radiograph(pixels, view)
+
+
+def volume(
+    needles: list[tuple[Array, Array, float]], rng: np.random.Generator, spacing: float = 1.0, size: int = 76
+) -> tuple[NDArray[np.int16], Array]:
+    """Return (voxels, index to mm) of a scan: needles (tip, axis, length) of steel in tissue and bone."""
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    turn[:, 2] *= np.sign(np.linalg.det(turn))
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn * spacing
+    matrix[:3, 3] = -turn @ np.full(3, 0.5 * (size - 1) * spacing)
+    fine = np.indices((size, size, size), dtype=np.float32)
+    points = np.stack([fine[2], fine[1], fine[0]], axis=-1) @ matrix[:3, :3].T.astype(np.float32)
+    points += matrix[:3, 3].astype(np.float32)
+    hu = np.full((size,) * 3, 40.0, np.float32)
+    for _ in range(4):
+        centre, radii = rng.uniform(-30, 30, 3), rng.uniform(6, 16, 3)
+        inside = (((points - centre) / radii) ** 2).sum(axis=-1)
+        hu = np.where(inside < 1.0, np.where(inside > 0.7, 1400.0, 400.0), hu).astype(np.float32)
+    for tip, axis, length in needles:
+        offset = points - tip.astype(np.float32)
+        along = offset @ axis.astype(np.float32)
+        across = np.linalg.norm(offset - along[..., None] * axis.astype(np.float32), axis=-1)
+        edge = np.maximum(across - DIAMETER_MM / 2, np.maximum(along, -length - along)) / spacing
+        hu += 14_000.0 * np.clip(0.5 - edge, 0.0, 1.0)
+    hu = gaussian_filter(hu, 0.6 / spacing) + rng.normal(0.0, 40.0, hu.shape)
+    return np.clip(hu, -1024, 3071).astype(np.int16), matrix
