@@ -16,13 +16,14 @@ UPGRADE =
 COMPILE = .lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help install demo test check format coverage fuzz-wire soak verdict peers lock wheel clean distclean
+.PHONY: help install demo test check format campaign coverage fuzz-wire soak verdict peers lock wheel clean distclean
 
 help:
 	@echo 'make demo    install what it needs into .venv, then run the whole job on simulators with the browser display'
 	@echo 'make test    install what it needs, then everything that CI runs: make check and pytest (ARGS=... goes to pytest)'
 	@echo 'make check   the static part: ruff format and lint, mypy --strict, import-linter'
 	@echo 'make format  let ruff format and mend what it can'
+	@echo 'make campaign  ten thousand simulated insertions (writes docs/campaign.md)'
 	@echo 'make coverage  how often the lower bounds hold, over thousands of trials (writes docs/coverage.md)'
 	@echo 'make fuzz-wire  a million mutated messages against the OpenIGTLink codec'
 	@echo 'make soak    an hour of the real server at 1000 Hz, its memory into docs/soak.md'
@@ -46,6 +47,10 @@ check: $(VENV)/.dev $(VENDOR_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# A quarter of an hour on two cores: alarms against the truth; goes on where it was cut off.
+campaign: $(VENV)/.dev
+	$(BIN)/navsrv campaign examples/campaign.toml --workers 2 --out .campaign --resume --report docs/campaign.md
 
 # Some minutes: calibrations, registrations and approaches by the thousand; not part of make test.
 coverage: $(VENV)/.dev
