@@ -159,6 +159,25 @@ class ToolConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodersConfig:
+    """A C-arm's encoders on a serial line (docs/carm_encoders.md), and its geometry: a table, or the drawing.
+
+    ``device`` and ``table`` are paths, the latter as ``navsrv calibrate carm`` wrote it; ``pixel_mm`` is the spacing
+    that the images carry.
+    """
+
+    device: str
+    baud: int = rule(115200, low=1200, high=4_000_000)
+    rate_hz: float = rule(30.0, low=0.5, high=1000.0)
+    latency_ms: float = rule(30.0, low=0.0, high=2000.0)
+    table: str | None = None
+    source_iso_mm: float = rule(530.0, low=100.0, high=3000.0)
+    sdd_mm: float = rule(1020.0, low=200.0, high=5000.0)
+    pixel_mm: float = rule(0.58, low=0.01, high=10.0)
+    principal_px: tuple[float, ...] = rule((255.5, 255.5), length=2, low=-10_000.0, high=10_000.0)
+
+
+@dataclass(frozen=True, slots=True)
 class ImagingConfig:
     """A C-arm or O-arm that pushes images and poses to the devices port, or sends its images by DICOM.
 
@@ -177,6 +196,10 @@ class ImagingConfig:
     sigma_mm: float = rule(0.3, low=0.0, high=20.0)
     sigma_deg: float = rule(0.05, low=0.0, high=20.0)
     """One sigma, each axis, of where an image is said to be: the calibration of the device."""
+    encoders: EncodersConfig | None = None
+    """Of a C-arm whose ``pose`` (and ``detector``) come by a serial line."""
+    T_pose_from_image: tuple[tuple[float, ...], ...] | None = rule(None, length=4, low=-1e5, high=1e5)
+    """Where the image's frame is in that of ``pose``: calibrated, of a C-arm that is tracked by a body on it."""
     connect: Literal["openigtlink", "dicom"] = "openigtlink"
     dicom: DicomSourceConfig = rule(factory=DicomSourceConfig)
 
@@ -383,6 +406,17 @@ def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
         if tracker.ndi is not None:
             check_ndi(checker, f"trackers.{name}.ndi", tracker.ndi, folder)
             _check_ndi_use(checker, name, tracker, tools)
+    for name, imaging in _sound(ImagingConfig, data.get("imaging")).items():
+        if imaging.T_pose_from_image is not None and not _is_rigid(imaging.T_pose_from_image):
+            right = "four rows of four numbers, the last 0, 0, 0, 1"
+            checker.fault(f"imaging.{name}.T_pose_from_image", "not a rigid motion", right)
+        if imaging.encoders is not None and imaging.kind != "projection":
+            checker.fault(f"imaging.{name}.encoders", f"encoders of a {imaging.kind}", 'kind = "projection"')
+        table = None if imaging.encoders is None else imaging.encoders.table
+        if table is not None and not Path(table).expanduser().is_file():
+            checker.fault(
+                f"imaging.{name}.encoders.table", f"{table}: no such file", "what navsrv calibrate carm wrote"
+            )
     check_probes(checker, _sound(ProbeConfig, data.get("probes")))
     _check_alarms(checker, data.get("alarms"))
     check_inflation(checker, (data.get("registration") or {}).get("inflation"))

@@ -120,6 +120,10 @@ class DeviceListener:
         history = self._poses.get(name)
         return None if history is None else history.nearest(time_ns)
 
+    def give_pose(self, name: str, time_ns: int, matrix: Array) -> None:
+        """Take a pose (4, 4) that came by another way, as of a C-arm's encoders."""
+        self._poses.setdefault(name, _PoseHistory()).add(time_ns, matrix)
+
     def end(self, source: str) -> None:
         """Close the connection that this pushed source comes by, and no other."""
         writer = self._writer_of.pop(source, None)
@@ -267,7 +271,10 @@ class DeviceListener:
             image = VolumeSample(imaging.image, voxels, np.array(matrix), stamp, received_ns)
         else:
             image = ProjectionSample(imaging.image, voxels[0], np.array(matrix), stamp, received_ns)
-        self._on_exposure(Exposure(source, imaging, image, near[1], detector, near[0] / 1e6))
+        pose = near[1]
+        if imaging.T_pose_from_image is not None:
+            pose = pose @ np.array(imaging.T_pose_from_image)
+        self._on_exposure(Exposure(source, imaging, image, pose, detector, near[0] / 1e6))
 
 
 def _sources_by_name(config: Config, pushed: list[str]) -> dict[str, str]:

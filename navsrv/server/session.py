@@ -39,6 +39,7 @@ from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.registration import RegistrationResult
 from navsrv.kernel.samples import VolumeSample
 from navsrv.server.boots import HubBoot, LoopBoot
+from navsrv.server.carm_lines import CarmLine
 from navsrv.server.channel import ChannelClosed
 from navsrv.server.config import Config, resolved
 from navsrv.server.dicom_intake import DicomIntake, Tellings
@@ -80,6 +81,7 @@ class Session:
         self._ended: asyncio.Future[str | None]
         self._children: list[Child] = []
         self._dicom: DicomIntake | None = None
+        self._lines: list[CarmLine] = []
         self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         link = np.sqrt(np.diag(self._link_covariance()))
         ways = Ways(self._to_loop, self._note, self._newest_registration)
@@ -132,6 +134,11 @@ class Session:
             self._device_server, devices = await self._listener.serve(host, wanted.devices)
         except OSError as error:
             raise InputError(_port_fault("devices", host, wanted.devices, error)) from None
+        self._lines = [
+            CarmLine(name, imaging, self._listener.give_pose, self._note)
+            for name, imaging in self.config.imaging.items()
+            if imaging.encoders is not None
+        ]
         if self.config.dicom is not None:
             tell = Tellings(self._on_exposure, self._note, self._tell_dicom_counts)
             self._dicom = DicomIntake(self.config, self.folder, self._listener, tell)
@@ -146,6 +153,8 @@ class Session:
         loop.add_reader(self._hub.channel.fileno(), self._from_hub)
         if self._recorder is not None:
             loop.add_reader(self._recorder.channel.fileno(), self._from_recorder)
+        for line in self._lines:
+            line.start()
         self._spawn(self._serve_commands())
         self._worker.submit(prepare, str(self.case.folder))
         return {
@@ -206,6 +215,8 @@ class Session:
             child.stop()
         # Asked before the pool forgets them: a registration that is running must not hold up the end.
         self._snapshots.stop()
+        for line in self._lines:
+            line.stop()
         workers = list((self._worker._processes or {}).values())
         self._worker.shutdown(wait=False, cancel_futures=True)
         for process in workers:
@@ -248,6 +259,7 @@ class Session:
             elif message["kind"] == "note":
                 self._log(value["event"], value["text"])
             elif message["kind"] == "sources":
+                value += [msgspec.to_builtins(line.report()) for line in self._lines]
                 with contextlib.suppress(ChannelClosed):
                     self._hub.channel.send(message)
             elif message["kind"] == "end_link":
