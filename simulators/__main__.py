@@ -41,10 +41,15 @@ def main(argv: list[str]) -> int:
     try:
         return int(module.main(argv[1:]))
     except InputError as e:
-        print(f"python -m simulators {argv[0]}: {e}", file=sys.stderr)
+        print(f"navsrv {said(argv[0])}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0
+
+
+def said(name: str) -> str:
+    """Return how a simulator is called by those who use ``navsrv``."""
+    return name if name in ("campaign", "bench") else "simulate" if name == "scenario" else f"simulate {name}"
 
 
 if __name__ == "__main__":

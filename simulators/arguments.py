@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, name: str, description: str, example: str) -> None:
         super().__init__(
-            prog=f"python -m simulators {name}",
+            prog=f"navsrv simulate {name}",
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,

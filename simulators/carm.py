@@ -203,12 +203,11 @@ def arguments() -> Parser:
         "A C-arm: an OpenIGTLink client that pushes CarmToTracker at 30 Hz and, for each\n"
         f'{{"do":"shoot","view":"{"|".join(VIEWS)}"}} on standard input, moves there and pushes ImageToCarm and\n'
         'an IMAGE (CarmImage, uint16); "orbit_deg" and "tilt_deg" instead of a view go anywhere, "do":"move" only\n'
-        'moves. With "needle":{"tip_ct_mm":[..],"axis_ct":[..]} a steel needle is in the beam, with\n'
-        '"solids":[{"kind":"screw|cannula|needle|cement|table|rings|grid",..}] whatever is listed (docs/simulators.md).\n'
+        'moves. With "needle":{"tip_ct_mm":[..],"axis_ct":[..]} a steel needle is in the beam,\n'
+        'with "solids":[{"kind":"screw|cannula|needle|cement|table|rings|grid",..}] more (docs/simulators.md).\n'
         '{"do":"stop"} or the end of standard input stops it. With --dicom each image is also sent as XA.\n'
         "The true projection of each image (3 x 4, CT millimetres to pixels) is printed.",
-        'echo \'{"do":"shoot","view":"ap"}\' | cat - /dev/tty |'
-        " python -m simulators carm --case sacrum --server 127.0.0.1:18945",
+        '(echo \'{"do":"shoot","view":"ap"}\'; sleep 20) | navsrv simulate carm --case sacrum --server 127.0.0.1:18945',
     )
     add_room(parser)
     add_server(parser)

@@ -177,7 +177,7 @@ class Tracker:
 
     def _insert(self, frame: int) -> None:
         if not self.stage.story_s:
-            raise InputError("without a case there is nothing to insert into; expected --case DIR")
+            raise InputError("without a case there is nothing to insert into; expected --case CASE")
         begun = [n for n in self._inserts if n <= frame]
         if begun and frame - begun[-1] < self.story_s * self.settings.rate_hz:
             raise InputError("an insertion is going on; the next may begin when it has ended")

@@ -222,8 +222,8 @@ def arguments() -> Parser:
     parser = Parser(
         "ndi",
         "An NDI tracker (Polaris, Vega, Aurora) by the Combined API, on a pseudo-terminal or on TCP.",
-        "python -m simulators ndi --pty --roms /tmp/roms\n"
-        "  python -m simulators ndi --port 8765 --camera vega --case DIR --seed 7\n\n"
+        "navsrv simulate ndi --pty --roms /tmp/roms\n"
+        "  navsrv simulate ndi --port 8765 --camera vega --case sacrum --seed 7\n\n"
         + ORDERS
         + '  {"do":"fail","command":"PINIT","error":19}    answer the next PINIT with ERROR13\n'
         '  {"do":"garble","count":2}  {"do":"reset"}  {"do":"stop"}    plug and unplug only with --wired',

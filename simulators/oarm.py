@@ -176,10 +176,10 @@ def arguments() -> Parser:
         "oarm",
         "An O-arm: an OpenIGTLink client that pushes VolumeToTracker at 10 Hz, and an IMAGE (OArm, int16 HU, LPS)\n"
         'in the volume\'s own frame for each {"do":"spin"} on standard input. {"do":"stop"} or its end stops it.\n'
-        '"solids":[{"kind":"screw|cannula|needle|cement|table",..}] lie in the beam (docs/simulators.md). The full scanner\n'
-        "reconstructs simulated projections, which takes most of a minute. With --dicom each volume is also sent as\n"
-        "a CT series, with (0028,9520) from the patient's coordinates to those of VolumeToTracker.",
-        'echo \'{"do":"spin"}\' | cat - /dev/tty | python -m simulators oarm --case sacrum --server 127.0.0.1:18945',
+        '"solids":[{"kind":"screw|cannula|needle|cement|table",..}] lie in the beam (docs/simulators.md). The full\n'
+        "scanner reconstructs simulated projections, which takes most of a minute. With --dicom each volume is\n"
+        "also sent as a CT series, with (0028,9520) from the patient's coordinates to those of VolumeToTracker.",
+        '(echo \'{"do":"spin"}\'; sleep 90) | navsrv simulate oarm --case sacrum --server 127.0.0.1:18945',
     )
     add_room(parser)
     add_server(parser)

@@ -101,7 +101,7 @@ class Circling:
 
     def push(self, body: str, wall_s: float, move_mm: Vector) -> None:
         """Refuse: nobody lies there."""
-        raise InputError("without a case there is no patient to push; expected --case DIR")
+        raise InputError("without a case there is no patient to push; expected --case CASE")
 
     def _pose(self, n: int, t_s: Array) -> Array:
         if n == 1:

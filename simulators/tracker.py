@@ -212,8 +212,8 @@ def arguments() -> Parser:
     parser = Parser(
         "tracker",
         "A tracker as PLUS would serve it: an OpenIGTLink server with NeedleToTracker and ReferenceToTracker.",
-        "python -m simulators tracker --port 18944 --tools Needle,Reference,Stylus --camera vega\n"
-        "  python -m simulators tracker --case DIR --seed 7 --port 18944 --insert-after-s 5\n\n"
+        "navsrv simulate tracker --port 18944 --tools Needle,Reference,Stylus --camera vega\n"
+        "  navsrv simulate tracker --case sacrum --seed 7 --port 18944 --insert-after-s 5\n\n"
         + ORDERS
         + '  {"do":"stop"}',
     )
