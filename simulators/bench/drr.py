@@ -111,10 +111,11 @@ def measure(masked: DrrVolume, box: DrrVolume, model: ProjectionModel, rounds: i
     figures |= timed(methods, rounds)
     found = plastimatch_ms(box, model, SOURCE_ISO_MM, peer_rounds)
     if found is not None:
-        figures["plastimatch"] = found[0]
         figures["peers"]["plastimatch"] = likeness(ours, found[1])
+        if found[0] is not None:
+            figures["plastimatch"] = found[0]
     for name, facts in figures["peers"].items():
-        for kind in KINDS:
+        for kind in KINDS if name in figures else ():
             facts[f"{kind[:-7]}_over_box"] = figures[name][kind] / figures["box"][kind]
     return figures
 
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     first = next(iter(report["views"].values()))
-    report["missing"] = [peer for peer in ("rtk", "plastimatch") if peer not in first]
+    report["missing"] = [peer for peer in ("rtk", "plastimatch") if peer not in first["peers"]]
     return report
 
 
@@ -153,8 +154,11 @@ def as_text(report: dict[str, Any]) -> str:
         ]
         lines.append(f"{view_name:<14}" + "".join(f"{cell:>16}" for cell in cells))
         for peer, facts in figures["peers"].items():
+            times = "too much load to be timed"
+            if peer in figures:
+                times = f"wall {facts['wall_over_box']:.1f}, CPU {facts['cpu_over_box']:.1f}"
             lines.append(
-                f"    {peer} over box: wall {facts['wall_over_box']:.1f}, CPU {facts['cpu_over_box']:.1f};"
+                f"    {peer} over box: {times};"
                 f" pictures correlate {facts['correlation']:.5f}, means {facts['mean_ratio']:.4f}"
             )
     if report["missing"]:

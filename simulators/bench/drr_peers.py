@@ -68,10 +68,11 @@ def rtk_projector(volume: DrrVolume, model: ProjectionModel, source_iso_mm: floa
 
 def plastimatch_ms(
     volume: DrrVolume, model: ProjectionModel, source_iso_mm: float, rounds: int
-) -> tuple[dict[str, float], Image] | None:
+) -> tuple[dict[str, float] | None, Image] | None:
     """Return what one DRR by ``plastimatch drr -i exact`` takes (ms, wall and CPU), and its picture; None without it.
 
-    It is a program: the time of a call for one picture is taken off that of a call for many.
+    It is a program: the time of a call for one picture is taken off that of a call for many.  On a machine so loaded
+    that this is less than nothing there are no times.
     """
     program = shutil.which("plastimatch")
     if program is None:
@@ -102,6 +103,8 @@ def plastimatch_ms(
     # Of the minima and of the medians, not of pairs: another's load in one call would pass for the projector's time.
     least, middle = several.min(axis=0) - one.min(axis=0), np.median(several, axis=0) - np.median(one, axis=0)
     each_ms = np.array([least, middle]) / PLASTIMATCH_VIEWS * 1e3
+    if not (each_ms > 0.0).all():
+        return None, picture
     figures = {
         "wall_min_ms": float(each_ms[0, 0]),
         "wall_median_ms": float(each_ms[1, 0]),

@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
             known = json.loads(line)
             done.add((known["patient"], known["seed"], known["kind"], known["number"]))
     end = time.monotonic() + args.seconds
-    names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 2000, 1)
+    names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 3000, 1)
     with args.out.open("a") as out:
         for spec in islice(scenes(names, first), args.scenes):
             left = [t for t in trials_of(spec, apart) if (spec.patient, spec.seed, t.kind, t.number) not in done]

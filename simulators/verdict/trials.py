@@ -54,10 +54,11 @@ def scenes(names: tuple[str, ...], first: int) -> Iterator[SceneSpec]:
     number = first
     while True:
         for name in names:
-            pair = PAIRS[number % len(PAIRS)]
+            turn = number + number // len(names)  # or each patient would have one pair of views for ever
+            pair = PAIRS[turn % len(PAIRS)]
             wrong = name.startswith("spine") and number % 5 == 4
             offset = 2.7 * patient(name).level_mm if wrong else 0.0
-            yield SceneSpec(name, number, pair, calibrated=number % 2 == 0, offset_mm=offset)
+            yield SceneSpec(name, number, pair, calibrated=turn % 2 == 0, offset_mm=offset)
             number += 1
 
 
