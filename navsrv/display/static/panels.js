@@ -47,6 +47,7 @@ export class Panels {
       this.showClosest(closest, colour, excepted);
       this.showList(view, alarms, excepted);
       this.showTrajectory(view);
+      this.showTemperatures(view);
       this.showAge(view);
     }
     return { closest, colour, text: this.shown.closest ? `${this.shown.closest.distance_text} mm` : "" };
@@ -63,7 +64,8 @@ export class Panels {
     notice.hidden = view.geometry || view.fault;
     this.text(".notice-state", view.state);
     this.text(".notice-reason", view.reason);
-    this.text("#tool-name", view.frame?.tool ?? "–");
+    const insert = view.frame?.insert ? ` · ${view.frame.insert}` : "";
+    this.text("#tool-name", view.frame ? `${view.frame.tool}${insert}` : "–");
     this.text("#phase", view.frame?.phase ?? "–");
   }
 
@@ -73,7 +75,7 @@ export class Panels {
       return;
     }
     const age = view.frame.age_ms + view.ageMs; // as old as the pose was at the step, and the frame's way here
-    this.text(".state-age", `pose ${age < 950 ? `${Math.max(10, Math.round(age / 10) * 10)} ms` : formatAge(age / 1000)} old`);
+    this.text(".state-age", `${view.snapshot ? "image" : "pose"} ${age < 950 ? `${Math.max(10, Math.round(age / 10) * 10)} ms` : formatAge(age / 1000)} old`);
   }
 
   showClosest(row, colour, excepted) {
@@ -125,6 +127,24 @@ export class Panels {
     corridor.dataset.inside = t ? String(t.inside_corridor) : "";
     const inside = t?.inside_corridor ? "Inside the corridor" : "Outside the corridor";
     this.text("#trajectory .corridor", t ? inside : "");
+  }
+
+  /** Temperatures have a validity of their own: they are shown while geometry is lost, and never when they are old. */
+  showTemperatures(view) {
+    const probes = view.fault ? [] : (view.frame.temperatures ?? []);
+    const section = this.find("#temperatures");
+    section.hidden = probes.length === 0;
+    const list = section.querySelector("ol");
+    while (list.childElementCount > probes.length) list.lastElementChild.remove();
+    while (list.childElementCount < probes.length) list.append(document.createElement("li"));
+    probes.forEach((probe, i) => {
+      const known = isNumber(probe.celsius);
+      const age = isNumber(probe.age_ms) ? `${formatAge(probe.age_ms / 1000)} old` : "never read";
+      const text = known ? `${probe.name}: ${probe.celsius.toFixed(1)} °C` : `${probe.name}: unknown (${age})`;
+      const node = list.children[i];
+      if (node.textContent !== text) node.textContent = text;
+      if (node.dataset.level !== probe.level) node.dataset.level = probe.level;
+    });
   }
 
   /** Words for the footer about the link. */
