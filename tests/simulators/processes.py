@@ -58,7 +58,7 @@ class Simulator:
         if not self.process.stdin.closed:
             self.process.stdin.close()
         try:
-            self.process.wait(10.0)
+            self.process.wait(30.0)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
