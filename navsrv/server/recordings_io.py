@@ -123,6 +123,44 @@ def read_part(path: Path, name: str | None, between_s: Sequence[float] | None) -
     return part
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageTrack:
+    """Images over time: stamps (N,) and frames (N, rows, columns)."""
+
+    times_ns: NDArray[np.int64]
+    images: NDArray[np.generic]
+
+
+def read_images(path: Path) -> ImageTrack:
+    """Return the images of an ``.igs.mha`` sequence, those left out that their source called invalid.
+
+    Raises
+    ------
+    InputError
+        Missing, no sequence of grey images, or a frame without a stamp.
+    """
+    import SimpleITK as sitk
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; an image sequence (.igs.mha) is needed")
+    fields: dict[str, dict[int, str]] = {}
+    for frame, name, value in _igs_fields(path):
+        fields.setdefault(name, {})[frame] = value
+    try:
+        images = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError:
+        raise InputError(f"{path}: holds no images; a sequence as PLUS writes it, with images, is needed") from None
+    if images.ndim != 3:
+        raise InputError(f"{path}: images of {images.ndim} axes; grey ones, one a frame, are needed")
+    status = fields.get("ImageStatus", {})
+    keep = [i for i in range(len(images)) if status.get(i, "OK").strip() in IGS_VALID]
+    try:
+        times = [round(float(fields.get("Timestamp", {})[i]) * 1e9) for i in keep]
+    except (KeyError, ValueError, OverflowError):
+        raise InputError(f"{path}: {len(images)} images, but not a Seq_FrameNNNN_Timestamp for each") from None
+    return ImageTrack(np.array(times, dtype=np.int64), images[keep])
+
+
 def paired(first: PoseTrack, second: PoseTrack) -> tuple[NDArray[np.int64], Array, Array]:
     """Return the stamps that two tracks share and both tracks' poses there."""
     times, i, j = np.intersect1d(first.times_ns, second.times_ns, return_indices=True)

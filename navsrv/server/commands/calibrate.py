@@ -49,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="example: navsrv calibrate temporal optical.csv magnetic.csv --max-offset 0.5",
     )
     _add_files(temporal, "A", "B")
+    temporal.add_argument("--images", action="store_true", help="B is an image sequence (.igs.mha): what moves in it")
     temporal.add_argument("--max-offset", type=float, default=1.0, metavar="S", help="searched to either side")
     hand_eye = kinds.add_parser(
         "hand-eye",
@@ -160,11 +161,24 @@ def _spin(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 
 def _temporal(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from calibration.image_motion import image_motion
     from calibration.temporal import solve_temporal
+    from navsrv.server.recordings_io import read_images, read_track
 
-    a, b = _tracks(args)
-    result = solve_temporal(a.times_ns, a.poses, b.times_ns, b.poses, max_offset_s=args.max_offset)
+    a = read_track(args.file, args.transform)
+    shown: dict[str, Any] = {}
+    if args.images:
+        if args.other_transform is not None:
+            raise InputError(f"{args.other}: --images has no --other-transform; give one of them")
+        pictures = read_images(args.other)
+        values, what = image_motion(pictures.images)
+        shown, times = {"images_show": what.value}, pictures.times_ns
+    else:
+        b = read_track(args.other, args.other_transform)
+        values, times = b.poses, b.times_ns
+    result = solve_temporal(a.times_ns, a.poses, times, values, max_offset_s=args.max_offset)
     return {
+        **shown,
         "offset_ms": result.offset_ns / 1e6,
         "offset_sigma_ms": result.offset_sigma_ns / 1e6,
         "drift_ppm": 1e6 * result.drift,

@@ -83,6 +83,29 @@ def test_temporal_as_json_and_its_sign(tmp_path: Path, capsys: pytest.CaptureFix
     assert record["offset_ms"] == pytest.approx(-100.0, abs=0.5)
 
 
+def test_temporal_of_a_tracker_and_an_image_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A spot that crosses the picture; the grabber's stamps are 0.1 s early."""
+    at = np.arange(200) / 25.0
+    a = stack(swing(at), 40.0 * np.sin(np.outer(at, (2.0, 3.0, 2.6))))
+    place = 24.0 + 15.0 * np.sin(np.outer(at + 0.1, (2.0, 3.0)))
+    v, u = np.mgrid[0:48, 0:48]
+    off2 = (u - place[:, :1, None]) ** 2 + (v - place[:, 1:, None]) ** 2
+    pixels = np.random.default_rng(2).poisson(5000.0 * (1.0 - 0.8 * np.exp(-off2 / 18.0))).astype("<u2")
+    header = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "DimSize = 48 48 200", "ElementType = MET_USHORT"]
+    for i, t in enumerate(at):
+        header += [f"Seq_Frame{i:04d}_Timestamp = {t:.6f}", f"Seq_Frame{i:04d}_ImageStatus = OK"]
+    text = "\n".join([*header, "ElementDataFile = LOCAL", ""]).encode()
+    images = tmp_path / "grabbed.igs.mha"
+    images.write_bytes(text + pixels.tobytes())
+    path = write(tmp_path / "a.csv", a, at)
+    status, record = answer(capsys, "temporal", path, str(images), "--images", "--max-offset", "0.3")
+    assert status == 0, record["reason"]
+    assert record["offset_ms"] == pytest.approx(100.0, abs=2.0)
+    assert record["images_show"].startswith("place")
+    images.write_bytes(text[:-200])
+    assert answer(capsys, "temporal", path, str(images), "--images")[1].count("needed\n") == 1
+
+
 def test_hand_eye_pairs_rows_by_stamp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     at = np.arange(90) / 20.0
     x = stack(Rotation.from_rotvec([[0.3, 0.2, -1.0]]), np.array([[10.0, 20.0, 30.0]]))[0]
