@@ -140,7 +140,7 @@ def as_svg(records: list[Record]) -> str:
     ):
         for good in (True, False):
             title = f"{label.capitalize()}, {'good' if good else 'bad'} results"
-            panels.append(Panel(title, f"{label} (below the limit: red)", figures(name, good), -0.2, 0.8, limit))
+            panels.append(Panel(title, f"{label} (below the limit: red)", figures(name, good), -0.2, 1.0, limit))
     return svg_of(panels)
 
 
