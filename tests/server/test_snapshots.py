@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from simulators.scenario.phantom import TARGET, phantom_case
+from navsrv.server.cli import main
+from simulators.scenario.phantom import ENTRY, TARGET, phantom_case
 from tests.server.live import LiveServer
 from tests.simulators.processes import Simulator, running
 
@@ -148,3 +150,38 @@ def test_oarm_navigation_is_live_and_its_check_spin_is_not(phantom: Path, tmp_pa
             live = room.server.frame(lambda f: f["tool"] == "Needle" and f["state"] == "OK")
             assert live["tip_ct_mm"] is not None
             check(room.snapshot(tool="Checked"))
+
+
+def test_3d_segmentation_follows_the_patient_and_shows_the_needle_in_images(phantom: Path, tmp_path: Path) -> None:
+    """The case comes of a label map, as from a segmentation program; the reference is tracked, the needle is not."""
+    case = segmented(phantom, tmp_path)
+    with running("tracker", "--case", case, "--seed", SEED, "--port", 0) as tracker:
+        port = tracker.event()["port"]
+        with Room("segmentation_3d", case, tmp_path, f"trackers.main.port={port}") as room:
+            spinner = room.start("oarm", *SCAN)
+            time.sleep(1.0)
+            room.register(spinner)
+            frame = room.snapshot()
+            check(frame)
+            assert {row["name"] for row in frame["structures"]} == {"Bone", "Root"}
+
+
+def segmented(phantom: Path, folder: Path) -> Path:
+    """Build a case from the phantom's CT and a label map of it: all dense bone, and a ball beside the plan."""
+    ct = sitk.ReadImage(str(phantom / "ct.mha"))
+    hu = sitk.GetArrayFromImage(ct)
+    k, j, i = np.indices(hu.shape)
+    x, y, z = (ct.GetOrigin()[a] + ct.GetSpacing()[a] * n for a, n in enumerate((i, j, k)))
+    labels = (hu > 300).astype(np.uint8)
+    labels[(x - 14.0) ** 2 + (y - 26.0) ** 2 + z**2 < 36.0] = 2
+    image = sitk.GetImageFromArray(labels)
+    image.CopyInformation(ct)
+    sitk.WriteImage(image, str(folder / "labels.nii.gz"))
+    roles = folder / "roles.toml"
+    roles.write_text(
+        f"[structures.Bone]\nkind = 'bone'\nlabel = 1\n[structures.Root]\nkind = 'critical'\nlabel = 2\n"
+        f"[plan]\nentry_ct_mm = {list(ENTRY)}\ntarget_ct_mm = {list(TARGET)}\ncorridor_mm = 3.0\n"
+    )
+    words = ["--ct", str(phantom / "ct.mha"), "--labels", str(folder / "labels.nii.gz"), "--roles", str(roles)]
+    assert main(["case", "build", *words, "-o", str(folder / "case"), "--name", "segmented"]) == 0
+    return folder / "case"
