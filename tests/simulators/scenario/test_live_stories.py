@@ -11,7 +11,6 @@ import pytest
 from simulators.scenario.spec import load_scenario
 
 FOLDER = Path(__file__).parents[3] / "examples" / "scenarios"
-ASKED = "NAVSRV_LIVE_STORIES"
 REAL = [
     path.stem
     for path in sorted(FOLDER.glob("*.toml"))
@@ -24,7 +23,6 @@ def test_some_stories_need_the_real_server() -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.skipif(ASKED not in os.environ, reason=f"two minutes in real time on a quiet machine: set {ASKED}=1")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", REAL)
 def test_a_story_on_the_real_server_shows_what_it_expects(name: str, phantom_home: Path) -> None:
