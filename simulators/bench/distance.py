@@ -3,6 +3,7 @@
 ``hot``: our step alone in a loop.  ``paced``: at 250 Hz, asleep in between, as in a server.  ``beside``: the methods
 take turns at every pose and push each other out of the caches, worse than a server's other work would; each of the
 others measures the six tips and 64 samples of each shaft, ``vtk rebuilt`` its tips alone, once for each structure.
+``times_ours`` is over our step of the same turn, ``times_hot`` over our step alone: the others are as long either way.
 ``growth``: our hot step with more triangles and with more structures.  ``zone``: an ellipsoid of 15 x 15 x 20 mm at the
 tip.  Times are wall time in microseconds; run it on a quiet machine.  Open3D is measured where it is installed.
 
@@ -86,6 +87,9 @@ def run(triangles: int, steps: int, every: int, growth: bool) -> dict[str, Any]:
     result["paced_us"] = spread(paced_steps(engine, min(steps, 1000)))
     result["zone_us"] = spread(zone_steps(engine, min(steps, 1000)))
     result["beside"] = compare(engine, out, meshes, insertions(steps), every)
+    for entry in result["beside"].values():
+        if isinstance(entry, dict):
+            entry["times_hot_p50"] = entry["us"]["p50"] / result["hot_us"]["p50"]
     if growth:
         result["growth"] = grown(structures, meshes, steps)
     return result
