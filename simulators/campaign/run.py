@@ -187,7 +187,7 @@ def on_dask(order: Order, seeds: Sequence[int], address: str) -> Iterator[dict[s
         raise InputError(
             f"--scheduler {address}: no Dask scheduler answers ({error}); expected tcp://HOST:PORT"
         ) from None
-    with client:
+    with client, client.as_current():
         futures = client.map(_one, [(order, chunk) for chunk in _chunks(seeds)], pure=False)
         for future in as_completed(futures):
             yield from future.result()
