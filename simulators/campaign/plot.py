@@ -73,7 +73,8 @@ def _panel(panel: Panel) -> list[str]:
     parts.append(f'<line x1="{LEFT}" x2="{LEFT + wide}" y1="{bottom}" y2="{bottom}" stroke="#333"/>')
     step = (panel.high - panel.low) / 6.0
     for tick in np.arange(panel.low, panel.high + 1e-9, step).tolist():
-        parts.append(f'<text x="{x_of(tick):.1f}" y="{bottom + 15}" text-anchor="middle" fill="#555">{round(tick, 2):g}</text>')
+        where = f'x="{x_of(tick):.1f}" y="{bottom + 15}" text-anchor="middle" fill="#555"'
+        parts.append(f"<text {where}>{round(tick, 2):g}</text>")
     if panel.mark is not None:
         at = x_of(panel.mark)
         parts.append(
