@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from devices.clock import SourceClock
+from devices.settling import rigid_of
 from devices.source import Effect
 from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import Array, Frame, Rigid, rotation_from_quaternion_wxyz
@@ -281,7 +282,7 @@ def _shown(word: str) -> str:
 def _pose(frames: tuple[Frame, Frame], matrix: Array) -> tuple[Rigid | None, str]:
     """Return the pose of a (4, 4) matrix, or None and why it cannot be one."""
     try:
-        pose = Rigid.from_matrix(frames[0], frames[1], matrix)
+        pose = rigid_of(frames[0], frames[1], matrix)
     except ValueError:
         return None, "the matrix is not a rigid motion"
     if max(map(abs, pose.translation_mm.tolist())) > MAX_TRANSLATION_MM:

@@ -76,23 +76,17 @@ def nearest_rotation(matrix: Array) -> Array:
 
 
 def polished_rotation(rotation: Array) -> Array:
-    """Return the rotation nearest to an almost orthonormal (3, 3); what is farther off comes back as it is."""
-    matrix, polished = np.eye(4), np.empty((3, 3))
-    matrix[:3, :3] = rotation
-    return polished if _settle_rigid(matrix, polished, np.empty(3)) else rotation
+    """Return the rotation nearest to an almost orthonormal (3, 3), by two Newton-Schulz steps (Higham 1986).
+
+    Each step squares the error: a defect of ``RIGIDITY_TOLERANCE`` leaves less than 1e-12, float32 rounding leaves
+    nothing.
+    """
+    for _ in range(2):
+        rotation = rotation @ (1.5 * np.eye(3) - 0.5 * (rotation.T @ rotation))
+    return rotation
 
 
-def _settle_rigid(matrix: Array, rotation: Array, translation_mm: Array) -> bool:
-    """Do as ``settling.settle_rigid``; whoever only names frames does not wait for a compiler to be imported."""
-    from navsrv.kernel.settling import settle_rigid
-
-    settled: bool = settle_rigid(matrix, rotation, translation_mm)
-    return settled
-
-
-ROUNDING: Final = 1e-6
-"""A defect that one step leaves below the rounding of float64."""
-_LAST_ROW: Final = [0.0, 0.0, 0.0, 1.0]
+LAST_ROW: Final = [0.0, 0.0, 0.0, 1.0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,18 +131,16 @@ class Rigid:
     @classmethod
     def from_matrix(cls, to: Frame, frm: Frame, matrix: ArrayLike, covariance: Array | None = None) -> Rigid:
         """Return the transform of a (4, 4) homogeneous matrix; rounding of the rotation is removed."""
-        m = np.ascontiguousarray(matrix, dtype=np.float64)
-        if m.shape != (4, 4) or m[3].tolist() != _LAST_ROW:
+        m = np.asarray(matrix, dtype=np.float64)
+        if m.shape != (4, 4) or m[3].tolist() != LAST_ROW:
             raise ValueError(f"not a homogeneous 4x4 matrix for {to} from {frm}")
-        rotation, translation = np.empty((3, 3)), np.empty(3)
-        proper = _settle_rigid(m, rotation, translation)
-        if covariance is not None or not proper:
-            # What is too far from a rotation goes on as it is, to be refused with its true defect.
-            return cls(to, frm, rotation if proper else m[:3, :3], m[:3, 3], covariance)
-        return cls._of_proven(to, frm, rotation, translation)
+        rotation = m[:3, :3]
+        # What is too far from a rotation goes on as it is, to be refused with its true defect.
+        near = rotation_defect(rotation) <= RIGIDITY_TOLERANCE
+        return cls(to, frm, polished_rotation(rotation) if near else rotation, m[:3, 3], covariance)
 
     @classmethod
-    def _of_proven(cls, to: Frame, frm: Frame, rotation: Array, translation_mm: Array) -> Rigid:
+    def of_proven(cls, to: Frame, frm: Frame, rotation: Array, translation_mm: Array) -> Rigid:
         """Return the transform of arrays that are its own and need no proof: every pose passes here several times.
 
         Products and inverses of rotations are rotations; what is proven once is not proven again.
@@ -187,7 +179,7 @@ class Rigid:
         """Return ``T_frm_from_to``, its covariance carried along."""
         rt = self.rotation.T
         if self.covariance is None:
-            return Rigid._of_proven(self.frm, self.to, rt.copy(), -(rt @ self.translation_mm))
+            return Rigid.of_proven(self.frm, self.to, rt.copy(), -(rt @ self.translation_mm))
         inv = Rigid(self.frm, self.to, rt, -rt @ self.translation_mm)
         ad = inv.adjoint()
         return Rigid(self.frm, self.to, rt, inv.translation_mm, ad @ self.covariance @ ad.T)
@@ -201,7 +193,7 @@ class Rigid:
         rotation = self.rotation @ other.rotation
         translation = self.rotation @ other.translation_mm + self.translation_mm
         if self.covariance is None or other.covariance is None:
-            return Rigid._of_proven(self.to, other.frm, rotation, translation)
+            return Rigid.of_proven(self.to, other.frm, rotation, translation)
         ad = self.adjoint()
         return Rigid(self.to, other.frm, rotation, translation, self.covariance + ad @ other.covariance @ ad.T)
 

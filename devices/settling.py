@@ -1,14 +1,28 @@
-"""Owns the compiled step from numbers that came over a wire to a rotation; every pose passes here.
+"""Owns the step from the numbers of a pose on the wire to a rigid transform, compiled: every pose passes here.
 
-Apart from ``frames``, because importing it imports a compiler.
+``Rigid.from_matrix`` does the same in numpy, slower; the kernel does not import a compiler.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numba import njit
 
-from navsrv.kernel.frames import RIGIDITY_TOLERANCE, ROUNDING, Array
+from navsrv.kernel.frames import LAST_ROW, RIGIDITY_TOLERANCE, Array, Frame, Rigid
+
+ROUNDING: Final = 1e-6
+"""A defect that one step leaves below the rounding of float64."""
+
+
+def rigid_of(to: Frame, frm: Frame, matrix: Array) -> Rigid:
+    """Return the transform of a (4, 4) matrix; ValueError if it is no rigid motion."""
+    m = np.ascontiguousarray(matrix, dtype=np.float64)
+    rotation, translation = np.empty((3, 3)), np.empty(3)
+    if m.shape != (4, 4) or m[3].tolist() != LAST_ROW or not settle_rigid(m, rotation, translation):
+        return Rigid.from_matrix(to, frm, matrix)  # which says what is wrong
+    return Rigid.of_proven(to, frm, rotation, translation)
 
 
 @njit(cache=True, nogil=True)
