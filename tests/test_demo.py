@@ -92,8 +92,8 @@ def test_the_sacrum_demo_and_what_the_operator_sees(
     seen: dict[str, Any] = {}
     failure: list[BaseException] = []
     with room_of("sacrum", home, monkeypatch, "1.5") as room:
+        room.start()  # headless: on free ports
         room.args.headless = False  # a person looks at the proposal for longer
-        room.start()
         url = f"http://127.0.0.1:{room.ready['ports']['http']}"
 
         def story() -> None:
