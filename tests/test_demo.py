@@ -116,9 +116,7 @@ def test_the_sacrum_demo_and_what_the_operator_sees(
     assert seen["LOST"]["closest"] is None
     assert seen["LOST"]["needleVisible"] is False
     assert seen["OK"]["needleVisible"] is True
-    assert {"closest none", "closest caution"} <= set(seen)
-    # The page is looked at five times a second; the foramen around the root may go on to breach between two looks.
-    assert {"closest warning", "closest breach"} & set(seen)
+    assert {"closest none", "closest caution", "closest warning"} <= set(seen)
     assert not [line for line in seen["console"] if "rror" in str(line)], seen["console"]
     assert (tmp_path / "warning.png").stat().st_size > 50_000
 
