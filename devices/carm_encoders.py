@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from devices.clock import SourceClock
-from devices.source import Effect
+from devices.source import UnaskedSource
 from navsrv.kernel.errors import CalibrationError, RemoteProtocolError
 from navsrv.kernel.frames import Rigid
 from navsrv.kernel.samples import PoseSample, Tracking
@@ -62,7 +62,7 @@ class EncoderCounts:
     lost: int = 0
 
 
-class CarmEncoders:
+class CarmEncoders(UnaskedSource):
     """One connection's worth of encoders (``devices.source.PoseSource``)."""
 
     def __init__(self, spec: EncoderSpec, counts: EncoderCounts) -> None:
@@ -74,22 +74,6 @@ class CarmEncoders:
         """Until the end of a line has been seen: the first one may be half."""
         self._counter: int | None = None
         self._bad = 0
-
-    def start(self, now_ns: int) -> None:
-        """Nothing has to be said: the encoders speak unasked."""
-
-    def stop(self, now_ns: int) -> None:
-        """Nothing has to be said."""
-
-    def tick(self, now_ns: int) -> None:
-        """Nothing is ever due."""
-
-    def next_due_ns(self) -> None:
-        """Only bytes matter."""
-
-    def take_effects(self) -> list[Effect]:
-        """Nothing is ever to be done."""
-        return []
 
     def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
         """Return the poses of the lines that these bytes complete.

@@ -17,7 +17,7 @@ import numpy as np
 
 from devices.clock import SourceClock
 from devices.settling import rigid_of
-from devices.source import Effect
+from devices.source import UnaskedSource
 from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import Array, Frame, Rigid, rotation_from_quaternion_wxyz
 from navsrv.kernel.samples import PoseSample, Tracking
@@ -111,7 +111,7 @@ def encode_stop(subject: str, version: int = 2) -> bytes:
     return encode(Message("navsrv", 0, Query(f"STP_{subject}"), version))
 
 
-class OpenIgtLinkSource:
+class OpenIgtLinkSource(UnaskedSource):
     """One connection's worth of an OpenIGTLink pose source; make a new one for each connection."""
 
     def __init__(self, spec: SourceSpec, counts: SourceCounts) -> None:
@@ -124,22 +124,6 @@ class OpenIgtLinkSource:
         self._last_stamp: dict[str, int] = {}
         self._behind: dict[str, tuple[int, int]] = {}
         self.clock = SourceClock(int(1e9 / spec.rate_hz))
-
-    def start(self, now_ns: int) -> None:
-        """Nothing has to be said: whoever connects says hello."""
-
-    def stop(self, now_ns: int) -> None:
-        """Nothing has to be said."""
-
-    def tick(self, now_ns: int) -> None:
-        """Nothing is ever due."""
-
-    def next_due_ns(self) -> None:
-        """Only bytes matter."""
-
-    def take_effects(self) -> list[Effect]:
-        """Nothing is ever to be done."""
-        return []
 
     def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
         """Return the samples that these bytes complete.

@@ -67,3 +67,24 @@ class PoseSource(Protocol):
 
     def take_effects(self) -> list[Effect]:
         """Return what the shell must do now, in order, and forget it."""
+
+
+class UnaskedSource:
+    """The face of a driver whose device speaks unasked and is never answered: besides ``feed`` it does nothing."""
+
+    def start(self, now_ns: int) -> None:
+        """Nothing has to be said."""
+
+    def stop(self, now_ns: int) -> None:
+        """Nothing has to be said."""
+
+    def tick(self, now_ns: int) -> None:
+        """Nothing is ever due."""
+
+    def next_due_ns(self) -> int | None:
+        """Only bytes matter."""
+        return None
+
+    def take_effects(self) -> list[Effect]:
+        """Nothing is ever to be done."""
+        return []
