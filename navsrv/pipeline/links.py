@@ -12,6 +12,7 @@ from devices.health import Freshness
 from navsrv.guidance.alarms import Condition
 from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import PoseSample
+from navsrv.pipeline.pose_memory import PoseMemory
 from navsrv.pipeline.setup import SourceSetup
 
 HELD_UP_NS: Final = 5_000_000
@@ -53,11 +54,15 @@ class PoseLink:
     history: deque[PoseSample]
     last: PoseSample | None = None
     link_down: str | None = "not connected yet"
+    memory: PoseMemory | None = None
+    """Of a body that images are held against."""
 
     def connect(self) -> None:
         """Begin anew: poses of an earlier connection pair with none of this one, their clocks may differ."""
         self.link_down, self.last = None, None
         self.history.clear()
+        if self.memory is not None:
+            self.memory.clear()
 
     def disconnect(self, reason: str) -> None:
         """Forget the newest pose; the history still answers for exposures of before."""
@@ -68,6 +73,8 @@ class PoseLink:
         self.last = sample
         if sample.pose is not None:
             self.history.append(sample)
+            if self.memory is not None:
+                self.memory.add(sample.pose_time_ns - sample.latency_ns, sample.pose)
 
     def judge(self, now_ns: int) -> Standing:
         """Return how this link alone stands at ``now_ns``."""

@@ -7,7 +7,7 @@ notes for the log, links to end.  The server feeds it live; replay and the simul
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, TypeVar, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from navsrv.pipeline.inputs import (
     ToDevice,
 )
 from navsrv.pipeline.links import PoseLink
+from navsrv.pipeline.pose_memory import Noise, PoseMemory
 from navsrv.pipeline.probes import Probes
 from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registration_checks import TOUCH_SIGMA_MM, applied, checked_by_landmark, checked_by_proposal
@@ -48,6 +49,8 @@ from navsrv.registration.health import Finding
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
 Output = GuidanceFrame | Reply | Note | EndLink | ToDevice
+EXPOSURE_NEAR_NS: Final = 100_000_000
+"""A pose farther than this from an exposure, or than two periods of a slow source, says nothing of it."""
 
 
 class CommandRefused(Exception):
@@ -79,7 +82,7 @@ class Pipeline:
         self._down: dict[str, str] = {}
         self._reference = None
         if reference is not None:
-            self._reference = self._link("Reference", reference.source, Condition.REFERENCE_LOST)
+            self._reference = self._remembering("Reference", reference.source)
         self._links: dict[tuple[str, str], PoseLink] = {}
         if reference is not None and self._reference is not None:
             self._links[reference.source, reference.transform] = self._reference
@@ -87,6 +90,8 @@ class Pipeline:
         if setup.witness is not None:
             witness = self._link("Witness", setup.witness.source, Condition.REFERENCE_LOST)
             self._links[setup.witness.source, setup.witness.transform] = witness
+        self._bodies = {b.transform: self._remembering(b.transform, b.source) for b in setup.bodies}
+        self._links.update({(b.source, b.transform): self._bodies[b.transform] for b in setup.bodies})
         self._watch = ReferenceWatch(setup, self._reference, witness)
         self._misses = MissWatch(setup.site.deadline_misses)
         self._rates: dict[tuple[str, str], RateWatch] = {}
@@ -106,6 +111,11 @@ class Pipeline:
 
     def _link(self, label: str, source: str, lost: Condition) -> PoseLink:
         return PoseLink(label, self._sources[source], lost, deque(maxlen=self.setup.pose_history))
+
+    def _remembering(self, label: str, source: str) -> PoseLink:
+        link = self._link(label, source, Condition.REFERENCE_LOST)
+        link.memory = PoseMemory(self.setup.pose_history, self.setup.remembered_s)
+        return link
 
     def _rate(self, source: str, transform: str) -> RateWatch:
         rate_hz = self._sources[source].spec.rate_hz
@@ -486,21 +496,34 @@ class Pipeline:
         return {"tip_ref_mm": guide.tip_ref_mm(pair).tolist(), "pose_time_ns": pair.tool.pose_time_ns}
 
     def _reference_at(self, item: CommandIn) -> Any:
-        """Return ``T_tracker_from_ref`` (16 numbers) nearest to a device time (ns, decimal), and how far off it is."""
-        try:
-            time_ns = int(_argument(item, "time_ns", str))  # decimal, as every time that JSON may have carried
-        except ValueError:
-            raise CommandRefused(f"args.time_ns: {item.args['time_ns']!r}; expected nanoseconds") from None
-        link = self._reference
-        if link is None or not link.history:
-            raise CommandRefused("the reference has not been seen")
-        best = min(link.history, key=lambda s: abs(s.pose_time_ns - time_ns))
-        off_ns = abs(best.pose_time_ns - time_ns)
-        limit_ns = max(int(2e9 / link.source.spec.rate_hz), 100_000_000)
-        if off_ns > limit_ns:
-            raise CommandRefused(f"the reference was last seen {off_ns / 1e6:.0f} ms away from the exposure")
-        assert best.pose is not None  # the history holds valid poses only
-        return {"T_tracker_from_ref": np.ravel(best.pose.matrix).tolist(), "off_ms": off_ns / 1e6}
+        """Return ``T_tracker_from_ref`` (16 numbers) at a device time (ns, decimal), and what is unsure of it."""
+        return _pose_then(self._reference, "the reference", item, "T_tracker_from_ref")
+
+    def _body_at(self, item: CommandIn) -> Any:
+        """Return ``T_tracker_from_body`` of an imaging device's body, by its transform, as ``_reference_at`` does."""
+        name = _argument(item, "body", str)
+        return _pose_then(self._bodies.get(name), name, item, "T_tracker_from_body")
+
+
+def _pose_then(link: PoseLink | None, name: str, item: CommandIn, key: str) -> dict[str, Any]:
+    try:
+        time_ns = int(_argument(item, "time_ns", str))  # decimal, as every time that JSON may have carried
+    except ValueError:
+        raise CommandRefused(f"args.time_ns: {item.args['time_ns']!r}; expected nanoseconds") from None
+    if link is None or link.memory is None or (off_ns := link.memory.off_ns(time_ns)) is None:
+        raise CommandRefused(f"{name} has not been seen")
+    source = link.source
+    near_ns = max(int(2e9 / source.spec.rate_hz), EXPOSURE_NEAR_NS)
+    found = link.memory.then(time_ns, near_ns, Noise(source.noise_mm, source.noise_rad))
+    if found is None:
+        raise CommandRefused(f"{name} was last seen {off_ns / 1e6:.0f} ms away from the exposure")
+    return {
+        key: np.ravel(found.matrix).tolist(),
+        "off_ms": found.off_ns / 1e6,
+        "between": found.between,
+        "sigma_mm": found.sigma_mm,
+        "sigma_rad": found.sigma_rad,
+    }
 
 
 _T = TypeVar("_T")
@@ -532,5 +555,6 @@ _OPERATIONS = {
     "anatomy_confirmed": Pipeline._anatomy_confirmed,
     "sample_tip": Pipeline._sample_tip,
     "reference_at": Pipeline._reference_at,
+    "body_at": Pipeline._body_at,
 }
-_READING = frozenset(("describe_registration", "sample_tip", "reference_at"))
+_READING = frozenset(("describe_registration", "sample_tip", "reference_at", "body_at"))

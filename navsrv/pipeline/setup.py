@@ -176,6 +176,10 @@ class Setup:
     snapshots: tuple[ToolSetup, ...] = ()
     """Tools that only still images show: of no source; tip and axis come with each image."""
     probes: tuple[ProbeSetup, ...] = ()
+    bodies: tuple[ReferenceSetup, ...] = ()
+    """Bodies on imaging devices, whose poses place their images."""
+    remembered_s: float = 0.0
+    """How long poses are kept, thinned, for images that arrive long after they were taken."""
     tissue_seen: bool = True
     """Whether soft tissue lay as it does now when the CT was made."""
 
@@ -188,6 +192,7 @@ class Setup:
             streams.append(("the reference", self.reference.source, self.reference.transform))
         if self.witness is not None:
             streams.append(("the witness", self.witness.source, self.witness.transform))
+        streams += [(f"the body {b.transform}", b.source, b.transform) for b in self.bodies]
         taken: dict[tuple[str, str], str] = {}
         into: dict[Frame, str] = {}
         for who, source, transform in streams:

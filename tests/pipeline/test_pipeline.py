@@ -780,15 +780,21 @@ def test_sampling_a_landmark_gives_the_tip_against_the_reference() -> None:
     assert "the newest pose is 101 ms old" in room.command("sample_tip", tool="Needle").value
 
 
-def test_the_reference_at_an_exposure_is_the_nearest_in_time_or_refused(room: Room) -> None:
+def test_the_reference_at_an_exposure_is_between_its_neighbours_or_refused(room: Room) -> None:
     for i in range(20):
         room.pair(FAR, shifted(float(i)))
         room.wait(10)
     stamp = EPOCH_NS + 1_000_000_000 + 72 * MS
     reply = room.command("reference_at", time_ns=str(stamp))
     assert reply.ok
-    assert np.reshape(reply.value["T_tracker_from_ref"], (4, 4))[0, 3] == 7.0
+    assert np.reshape(reply.value["T_tracker_from_ref"], (4, 4))[0, 3] == pytest.approx(7.2, abs=1e-6)
     assert reply.value["off_ms"] == pytest.approx(2.0)
+    assert reply.value["between"] is True
+    late = room.command("reference_at", time_ns=str(stamp + 150 * MS))
+    assert np.reshape(late.value["T_tracker_from_ref"], (4, 4))[0, 3] == 19.0
+    assert late.value["between"] is False
+    # The way of 32 ms at 100 mm/s, which nobody saw, as one sigma each axis.
+    assert late.value["sigma_mm"] == pytest.approx(3.2 / 3**0.5, rel=1e-2)
     assert "away from the exposure" in room.command("reference_at", time_ns=str(stamp - 900 * MS)).value
 
 

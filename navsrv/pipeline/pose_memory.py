@@ -1,0 +1,149 @@
+"""Owns where a body was when an image was taken: poses that are kept, and what is between two of them.
+
+An image's stamp falls between two poses.  What the body did between them nobody saw: the pose is interpolated, and the
+doubt is that of a body that went the whole way in one step at an unknown moment.  Where poses are known on one side
+only, the nearest stands in, and its doubt is the way that its speed makes of the time between.  Refuses to guess:
+farther away than a bound, or where no speed is known, there is no pose.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import acos, sin, sqrt
+from typing import Final
+
+import numpy as np
+
+from navsrv.kernel.frames import Array, Rigid, quaternion_wxyz, rotation_angle_rad, rotation_from_quaternion_wxyz
+
+LATE_APART_NS: Final = 20_000_000
+"""Spacing of poses that are kept for images which arrive long after they were taken."""
+SPEED_NS: Final = 200_000_000
+"""Over how long a speed is taken, where poses are known on one side only."""
+_ALIKE: Final = 0.9995
+"""Cosine of half the angle between two rotations from which the straight way is as good as the great circle."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoseThen:
+    """A pose at a moment.
+
+    Attributes
+    ----------
+    matrix : (4, 4)
+    off_ns : int
+        To the nearest pose that was seen.
+    between : bool
+        Poses on both sides were seen.
+    sigma_mm, sigma_rad : float
+        One sigma, each axis, of what the body may have done in the time between; its noise is not in it.
+    """
+
+    matrix: Array
+    off_ns: int
+    between: bool
+    sigma_mm: float
+    sigma_rad: float
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Of one pose, one sigma each axis: so much seems to move at rest."""
+
+    mm: float = 0.0
+    rad: float = 0.0
+
+
+STILL: Final = Noise()
+_Timed = tuple[int, Array | Rigid]
+
+
+class PoseMemory:
+    """Poses of one body: the newest ``count``, and one every 20 ms of the last ``seconds``."""
+
+    def __init__(self, count: int, seconds: float = 0.0) -> None:
+        self._newest: deque[_Timed] = deque(maxlen=count)
+        self._late: deque[_Timed] = deque(maxlen=int(seconds * 1e9) // LATE_APART_NS + 1 if seconds > 0.0 else 0)
+
+    def add(self, time_ns: int, pose: Array | Rigid) -> None:
+        """Take a pose, (4, 4) if it is an array, and when it was."""
+        self._newest.append((time_ns, pose))
+        if self._late.maxlen and (not self._late or not 0 <= time_ns - self._late[-1][0] < LATE_APART_NS):
+            self._late.append((time_ns, pose))
+
+    def clear(self) -> None:
+        """Forget everything, as when another clock's stamps begin."""
+        self._newest.clear()
+        self._late.clear()
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def off_ns(self, time_ns: int) -> int | None:
+        """Return how far the nearest pose is from a moment; None before the first."""
+        return min((abs(t - time_ns) for t, _ in (*self._newest, *self._late)), default=None)
+
+    def then(self, time_ns: int, near_ns: int, noise: Noise = STILL) -> PoseThen | None:
+        """Return the pose at a moment; None where none is within ``near_ns``, or nobody knows how the body moved."""
+        poses = self._newest
+        if self._late and (not poses or time_ns < min(poses[0][0], poses[-1][0])):
+            poses = self._late
+        before = max((p for p in poses if p[0] <= time_ns), key=_time, default=None)
+        after = min((p for p in poses if p[0] >= time_ns), key=_time, default=None)
+        if before is not None and after is not None and after[0] - before[0] <= 2 * near_ns:
+            return _between(before, after, time_ns, noise)
+        nearest = min((p for p in (before, after) if p is not None), key=lambda p: abs(p[0] - time_ns), default=None)
+        if nearest is None or abs(nearest[0] - time_ns) > near_ns:
+            return None
+        others = [p for p in poses if 0 < abs(p[0] - nearest[0]) <= max(SPEED_NS, near_ns)]
+        if not others:
+            return None
+        off_ns = abs(nearest[0] - time_ns)
+        earlier = max(others, key=lambda p: min(abs(p[0] - nearest[0]), SPEED_NS))
+        moved_mm, moved_rad = _moved(_matrix(earlier), _matrix(nearest), noise)
+        share = off_ns / abs(earlier[0] - nearest[0])
+        return PoseThen(_matrix(nearest), off_ns, False, share * moved_mm / sqrt(3.0), share * moved_rad / sqrt(3.0))
+
+
+def _time(pose: _Timed) -> int:
+    return pose[0]
+
+
+def _matrix(timed: _Timed) -> Array:
+    pose = timed[1]
+    return pose.matrix if isinstance(pose, Rigid) else pose
+
+
+def _between(before: _Timed, after: _Timed, time_ns: int, noise: Noise) -> PoseThen:
+    one, other, span_ns = _matrix(before), _matrix(after), after[0] - before[0]
+    if span_ns == 0:
+        return PoseThen(one, 0, True, 0.0, 0.0)
+    share = (time_ns - before[0]) / span_ns
+    matrix = np.eye(4)
+    matrix[:3, :3] = _turned(one[:3, :3], other[:3, :3], share)
+    matrix[:3, 3] = (1.0 - share) * one[:3, 3] + share * other[:3, 3]
+    moved_mm, moved_rad = _moved(one, other, noise)
+    # The deviation of a step of length 1 that was made before now with probability ``share``.
+    unseen = sqrt(share * (1.0 - share) / 3.0)
+    off_ns = min(time_ns - before[0], after[0] - time_ns)
+    return PoseThen(matrix, off_ns, True, unseen * moved_mm, unseen * moved_rad)
+
+
+def _moved(one: Array, other: Array, noise: Noise) -> tuple[float, float]:
+    """Return how far (mm, rad) a body moved between two poses, less what the noise of both makes of rest (3 axes)."""
+    mm = float(np.linalg.norm(other[:3, 3] - one[:3, 3]))
+    rad = rotation_angle_rad(other[:3, :3] @ one[:3, :3].T)
+    return sqrt(max(0.0, mm**2 - 6.0 * noise.mm**2)), sqrt(max(0.0, rad**2 - 6.0 * noise.rad**2))
+
+
+def _turned(one: Array, other: Array, share: float) -> Array:
+    """Return the rotation (3, 3) that far along the shortest way from one to the other (Shoemake 1985)."""
+    a, b = np.array(quaternion_wxyz(one)), np.array(quaternion_wxyz(other))
+    cosine = float(a @ b)
+    if cosine < 0.0:
+        b, cosine = -b, -cosine
+    if cosine > _ALIKE:
+        return rotation_from_quaternion_wxyz((1.0 - share) * a + share * b)
+    angle = acos(cosine)
+    return rotation_from_quaternion_wxyz((sin((1.0 - share) * angle) * a + sin(share * angle) * b) / sin(angle))
