@@ -188,6 +188,8 @@ class ImagingConfig:
     kind: Literal["volume", "projection"]
     image: str
     pose: str
+    tracker: str = ""
+    """The tracker that sees the body of ``pose`` on the device; without it, the pose comes to the devices port."""
     detector: str | None = None
     trusted: bool = False
     register: bool = True
@@ -199,7 +201,9 @@ class ImagingConfig:
     encoders: EncodersConfig | None = None
     """Of a C-arm whose ``pose`` (and ``detector``) come by a serial line."""
     T_pose_from_image: tuple[tuple[float, ...], ...] | None = rule(None, length=4, low=-1e5, high=1e5)
-    """Where the image's frame is in that of ``pose``: calibrated, of a C-arm that is tracked by a body on it."""
+    """Where the image's frame (of X-rays the C-arm's) is in that of ``pose``: calibrated, of a body on the device."""
+    T_carm_from_image: tuple[tuple[float, ...], ...] | None = rule(None, length=4, low=-1e5, high=1e5)
+    """Of X-rays: where the detector's millimetres are in the C-arm's frame, where no device tells it."""
     connect: Literal["openigtlink", "dicom"] = "openigtlink"
     dicom: DicomSourceConfig = rule(factory=DicomSourceConfig)
 
@@ -407,9 +411,12 @@ def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
             check_ndi(checker, f"trackers.{name}.ndi", tracker.ndi, folder)
             _check_ndi_use(checker, name, tracker, tools)
     for name, imaging in _sound(ImagingConfig, data.get("imaging")).items():
-        if imaging.T_pose_from_image is not None and not _is_rigid(imaging.T_pose_from_image):
-            right = "four rows of four numbers, the last 0, 0, 0, 1"
-            checker.fault(f"imaging.{name}.T_pose_from_image", "not a rigid motion", right)
+        check_place(checker, f"imaging.{name}", imaging)
+        if imaging.tracker and imaging.tracker not in (data.get("trackers") or {}):
+            right = "one of " + (", ".join(data.get("trackers") or {}) or "none")
+            checker.fault(f"imaging.{name}.tracker", f"{imaging.tracker!r} is not configured", right)
+        elif imaging.tracker in trackers:
+            _check_body(checker, f"imaging.{name}.pose", imaging, trackers[imaging.tracker], tools)
         if imaging.encoders is not None and imaging.kind != "projection":
             checker.fault(f"imaging.{name}.encoders", f"encoders of a {imaging.kind}", 'kind = "projection"')
         table = None if imaging.encoders is None else imaging.encoders.table
@@ -447,6 +454,42 @@ def _check_ndi_use(checker: Checker, name: str, tracker: TrackerConfig, tools: M
             checker.fault(
                 f"tools.{tool_name}.transform", f"{tool.transform!r} is no tool of trackers.{name}.ndi", found
             )
+
+
+def check_place(checker: Checker, path: str, imaging: ImagingConfig) -> None:
+    """Note what is wrong with where an imaging source's images are said to be."""
+    for key in ("T_pose_from_image", "T_carm_from_image"):
+        rows = getattr(imaging, key)
+        if rows is not None and not _is_rigid(rows):
+            checker.fault(f"{path}.{key}", "not a rigid motion", "four rows of four numbers, the last 0, 0, 0, 1")
+    if imaging.T_pose_from_image is not None and imaging.dicom.T_pose_from_equipment is not None:
+        checker.fault(f"{path}.T_pose_from_image", "given beside dicom.T_pose_from_equipment", "the one or the other")
+    if imaging.T_carm_from_image is not None:
+        if imaging.kind != "projection":
+            checker.fault(f"{path}.T_carm_from_image", f"the detector of a {imaging.kind}", 'kind = "projection"')
+        if imaging.detector is not None:
+            checker.fault(f"{path}.T_carm_from_image", "given beside detector", "the one or the other")
+    if imaging.tracker and imaging.encoders is not None:
+        checker.fault(f"{path}.tracker", "given beside encoders", "the one or the other")
+
+
+def _check_body(
+    checker: Checker, path: str, imaging: ImagingConfig, tracker: TrackerConfig, tools: Mapping[str, ToolConfig]
+) -> None:
+    """Note what is wrong with the body on an imaging device that a tracker sees."""
+    for name, tool in tools.items():
+        if (tool.tracker, tool.transform) == (imaging.tracker, imaging.pose):
+            checker.fault(path, f"{imaging.pose!r} is that of tools.{name}", "a body of its own")
+    if tracker.ndi is not None and imaging.pose not in poses_of(tracker.ndi):
+        found = ", ".join(poses_of(tracker.ndi)) or "none"
+        checker.fault(path, f"{imaging.pose!r} is no tool of trackers.{imaging.tracker}.ndi", found)
+    parsed = parse_transform_name(imaging.pose)
+    frames = [p[0].name for t in tools.values() if (p := parse_transform_name(t.transform)) is not None]
+    if parsed is None:
+        checker.fault(path, f"{imaging.pose!r}", "a name such as 'CarmToTracker'")
+    elif frames and parsed[0].name != frames[0]:
+        wrong = f"{imaging.pose!r} is tracked in {parsed[0].name}, the tools in {frames[0]}"
+        checker.fault(path, wrong, "all tracked in one frame")
 
 
 def _check_streams(checker: Checker, tools: Mapping[str, ToolConfig]) -> None:

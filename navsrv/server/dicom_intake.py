@@ -1,9 +1,9 @@
-"""Owns the session's side of DICOM: the life of the server's process, and how an image that came by it gets its pose.
+"""Owns the session's side of DICOM: the life of the server's process, when images were taken, what they say of where.
 
 An image arrives long after it was taken.  Its stamp is the acquisition's by the device's clock, as configured, and the
-poses of that time are still known.  Refuses to guess: an image without a time, or without a pose near it, is reported,
-not used.  When the process ends by itself (a codec that a broken stream brought down), it is started anew: guidance
-does not depend on it.
+poses of that time are still known (``placing``).  Refuses to guess: an image without a time is reported, not used.
+When the process ends by itself (a codec that a broken stream brought down), it is started anew: guidance does not
+depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from navsrv.kernel.samples import ProjectionSample, VolumeSample
 from navsrv.server.boots import DicomBoot
 from navsrv.server.channel import ChannelClosed
 from navsrv.server.config import Config, ImagingConfig
-from navsrv.server.imaging import DeviceListener, Exposure
+from navsrv.server.placing import Arrival, Placing
 from navsrv.server.processes import Child, ChildFailed
 
 START_TIMEOUT_S: Final = 60.0
@@ -36,9 +36,9 @@ FUTURE_NS: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Tellings:
-    """Whom the intake tells: of images with their pose, of what happened, of counts for the metrics."""
+    """Whom the intake tells: of images, of what happened, of counts for the metrics."""
 
-    exposure: Callable[[Exposure], None]
+    arrival: Callable[[Arrival], None]
     note: Callable[[str, str], None]
     counts: Callable[[dict[str, int]], None]
 
@@ -46,9 +46,9 @@ class Tellings:
 class DicomIntake:
     """The DICOM server's process, and its images on their way to the session."""
 
-    def __init__(self, config: Config, folder: Path, listener: DeviceListener, tell: Tellings) -> None:
+    def __init__(self, config: Config, folder: Path, placing: Placing, tell: Tellings) -> None:
         assert config.dicom is not None
-        self._config, self._folder, self._listener, self._tell = config, folder, listener, tell
+        self._config, self._folder, self._placing, self._tell = config, folder, placing, tell
         self._sources = {name: s for name, s in config.imaging.items() if s.connect == "dicom"}
         self._port = config.dicom.port
         self._failures = 0
@@ -125,23 +125,14 @@ class DicomIntake:
         voxels = await asyncio.to_thread(_taken_from, self._folder / value["file"])
         stamp, reason = self._stamp_ns(imaging, value)
         if stamp is None:
-            self._tell.note("image_without_time", f"{source}: {value['text']}: {reason}; not used")
+            self._placing.refuse(source, "image_without_time", f"{value['text']}: {reason}")
             return
-        near = self._listener.pose_at(imaging.pose, stamp)
-        if near is None:
-            ago = (time.time_ns() - stamp) / 1e9
-            text = f"{source}: {value['text']}: no {imaging.pose} within 0.5 s of its time, {ago:.1f} s ago; not used"
-            self._tell.note("image_without_pose", text)
-            return
-        off_ns, T_tracker_from_pose = near
         T_pose_from_image = _placed(imaging, value["T_equipment_from_image"])
         if T_pose_from_image is None:
             missing = "(0028,9520) Image to Equipment Mapping Matrix"
-            self._tell.note("image_without_pose", f"{source}: {value['text']}: {missing} is missing; not used")
+            self._placing.refuse(source, "image_without_pose", f"{value['text']}: {missing} is missing")
             return
         detector = value["T_carm_from_image"]
-        if imaging.detector is not None and (found := self._listener.pose_at(imaging.detector, stamp)) is not None:
-            detector = found[1]
         self._tell.note("dicom_image", f"{source}: {value['text']}")
         matrix, received_ns = np.array(value["index_to_image_mm"]), value["received_ns"]
         image: VolumeSample | ProjectionSample
@@ -150,8 +141,7 @@ class DicomIntake:
         else:
             image = ProjectionSample(imaging.image, voxels, matrix, stamp, received_ns)
         detector = None if detector is None else np.array(detector)
-        pose = T_tracker_from_pose @ T_pose_from_image
-        self._tell.exposure(Exposure(source, imaging, image, pose, detector, off_ns / 1e6))
+        self._tell.arrival(Arrival(source, imaging, image, value["text"], T_pose_from_image, detector))
 
     def _stamp_ns(self, imaging: ImagingConfig, value: dict[str, Any]) -> tuple[int | None, str]:
         """Return when an image was taken by this server's wall clock, or None and why it is not known."""

@@ -27,13 +27,18 @@ class Search:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TakenVolume:
-    """A volume with its place in the reference's frame: index (i, j, k, 1) to millimetres."""
+    """A volume with its place in the reference's frame: index (i, j, k, 1) to millimetres.
+
+    ``turn_rad``, ``shift_mm``: one sigma of its place about its middle, by the poses it was placed by.
+    """
 
     source: str
     voxels: NDArray[np.generic]
     index_to_ref_mm: Array
     time_ns: int
     taken_ns: int
+    turn_rad: float
+    shift_mm: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import ProjectionSample
-from navsrv.server.imaging import Exposure
+from navsrv.server.placing import Exposure
 
 
-def write_fluoroscopy(folder: Path, exposure: Exposure, T_ref_from_carm: Array) -> str:
+def write_fluoroscopy(folder: Path, exposure: Exposure) -> str:
     """Write the newest X-ray as PNG with its facts beside it; return the picture's name.
 
     The facts hold ``T_ref_from_carm`` (C-arm frame: origin at the source, +z to the detector) and, where the device
@@ -37,7 +36,7 @@ def write_fluoroscopy(folder: Path, exposure: Exposure, T_ref_from_carm: Array) 
         "columns": int(image.pixels.shape[1]),
         "rows": int(image.pixels.shape[0]),
         "source": exposure.source,
-        "T_ref_from_carm": np.asarray(T_ref_from_carm).ravel().tolist(),
+        "T_ref_from_carm": exposure.T_ref_from_image.ravel().tolist(),
         "T_carm_from_index": T_carm_from_index,
         "pose_off_ms": exposure.pose_off_ms,
     }

@@ -1,7 +1,6 @@
-"""Owns what arrives at the devices port: images with their poses frozen at the exposure, and pushed tracker poses.
+"""Owns what arrives at the devices port: images, the poses of imaging devices, pushed tracker poses, probes' readings.
 
-An image is joined with the pose of its device at the exposure's stamp; the reference's pose at that stamp comes from
-the loop.  Refuses to guess: an image without a pose near its stamp is reported, not used.
+Refuses to say where an image was taken: that is ``placing``'s business.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,58 +17,20 @@ import numpy as np
 
 from devices.openigtlink import encode_hello, tracking_of
 from navsrv.kernel.errors import RemoteProtocolError
-from navsrv.kernel.frames import Array, rotation_defect
+from navsrv.kernel.frames import rotation_defect
 from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
 from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.half_open import notice_half_open
+from navsrv.server.placing import Arrival, Placing
 from navsrv.wire.openigtlink import Framer, Image, Message, Position, QTData, Sensor, TData, Transform, encode
 
 END_S = 1.0
 """How long the end of the session waits for its devices' connections."""
 MAX_IMAGE_BYTES = 1 << 28
-POSE_NEAR_NS = 500_000_000
-LATE_APART_NS = 20_000_000
-"""Spacing of poses that are kept for images which arrive long after they were taken."""
 SILENT_S = 0.25
 """Silence after which a device is asked, once, whether it is still there."""
 _READ = 1 << 18
 _POSES = (Transform, TData, QTData, Position)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Exposure:
-    """An image and the pose of its frame in the tracker at its stamp, both as sent."""
-
-    source: str
-    config: ImagingConfig
-    image: VolumeSample | ProjectionSample
-    T_tracker_from_image: Array
-    detector: Array | None
-    pose_off_ms: float
-
-
-@dataclass(slots=True)
-class _PoseHistory:
-    poses: deque[tuple[int, Array]] = field(default_factory=lambda: deque(maxlen=600))
-    apart_ns: int = 0
-
-    @classmethod
-    def spanning(cls, seconds: float) -> _PoseHistory:
-        """Return a history for images that arrive long after they were taken: as long, and no denser than it needs."""
-        return cls(deque(maxlen=int(seconds * 1e9) // LATE_APART_NS + 1), LATE_APART_NS)
-
-    def add(self, time_ns: int, matrix: Array) -> None:
-        """Take a pose, unless one was taken just before."""
-        if not self.poses or not 0 <= time_ns - self.poses[-1][0] < self.apart_ns:
-            self.poses.append((time_ns, matrix))
-
-    def nearest(self, time_ns: int) -> tuple[int, Array] | None:
-        """Return (distance in ns, matrix) of the pose nearest to a stamp, or None if there is none near."""
-        if not self.poses:
-            return None
-        stamp, matrix = min(self.poses, key=lambda item: abs(item[0] - time_ns))
-        off = abs(stamp - time_ns)
-        return (off, matrix) if off <= POSE_NEAR_NS else None
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +49,8 @@ class DeviceListener:
     def __init__(
         self,
         config: Config,
-        on_exposure: Callable[[Exposure], None],
+        placing: Placing,
+        on_arrival: Callable[[Arrival], None],
         on_bytes: Callable[[str, int, int, bytes], None],
         on_link: Callable[[str, str | None], None],
         on_note: Callable[[str, str], None],
@@ -98,14 +59,10 @@ class DeviceListener:
         self._imaging = config.imaging
         self._pushed = [name for name, t in config.trackers.items() if t.connect == "listener"]
         self._source_of = _sources_by_name(config, self._pushed)
-        self._on_exposure, self._on_bytes, self._on_link, self._on_note = on_exposure, on_bytes, on_link, on_note
+        self._placing = placing
+        self._on_arrival, self._on_bytes, self._on_link, self._on_note = on_arrival, on_bytes, on_link, on_note
         self._probed = {probe.device for probe in config.probes.values()} if on_sensor is not None else set()
         self._on_sensor = on_sensor
-        self._poses: dict[str, _PoseHistory] = {}
-        for imaging in config.imaging.values():
-            if imaging.connect == "dicom" and config.dicom is not None:
-                for pose in filter(None, (imaging.pose, imaging.detector)):
-                    self._poses[pose] = _PoseHistory.spanning(config.dicom.pose_memory_s)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer_of: dict[str, asyncio.StreamWriter] = {}
@@ -114,15 +71,6 @@ class DeviceListener:
         """Start listening; return the server and the port it got.  OSError if the port is in use."""
         server = await asyncio.start_server(self._connection, host, port)
         return server, server.sockets[0].getsockname()[1]
-
-    def pose_at(self, name: str, time_ns: int) -> tuple[int, Array] | None:
-        """Return (distance in ns, matrix) of the pose of this name nearest to a stamp; None if there is none near."""
-        history = self._poses.get(name)
-        return None if history is None else history.nearest(time_ns)
-
-    def give_pose(self, name: str, time_ns: int, matrix: Array) -> None:
-        """Take a pose (4, 4) that came by another way, as of a C-arm's encoders."""
-        self._poses.setdefault(name, _PoseHistory()).add(time_ns, matrix)
 
     def end(self, source: str) -> None:
         """Close the connection that this pushed source comes by, and no other."""
@@ -176,7 +124,8 @@ class DeviceListener:
 
     def _message(self, message: Message, received_ns: int, wall_ns: int, device: _Device) -> None:
         for source, imaging in self._imaging.items():
-            if message.device in (imaging.pose, imaging.detector) and isinstance(message.body, Transform):
+            own = (imaging.detector,) if imaging.tracker else (imaging.pose, imaging.detector)
+            if message.device in own and isinstance(message.body, Transform):
                 self._pose(message, wall_ns, imaging.trusted)
                 return
             by_igtl = imaging.connect == "openigtlink"
@@ -249,37 +198,27 @@ class DeviceListener:
             self._on_note("pose_refused", f"{message.device}: the matrix is not a rigid motion")
             return
         stamp = message.time_ns or wall_ns
-        self._poses.setdefault(message.device, _PoseHistory()).add(stamp, message.body.matrix)
+        self._placing.give(message.device, stamp, message.body.matrix)
 
     def _image(self, source: str, imaging: ImagingConfig, message: Message, received_ns: int, wall_ns: int) -> None:
         assert isinstance(message.body, Image)
         stamp = message.time_ns or wall_ns
-        near = self.pose_at(imaging.pose, stamp)
-        if near is None:
-            self._on_note(
-                "image_without_pose", f"{imaging.image}: no {imaging.pose} within 0.5 s of the exposure; not used"
-            )
-            return
-        found = None if imaging.detector is None else self.pose_at(imaging.detector, stamp)
-        detector = None if found is None else found[1]
         voxels, matrix = message.body.voxels, message.body.matrix
         if voxels.ndim != 3:
-            self._on_note("image_refused", f"{imaging.image}: {voxels.shape[-1]} components; expected one")
+            self._placing.refuse(source, "image_refused", f"{voxels.shape[-1]} components; expected one")
             return
         image: VolumeSample | ProjectionSample
         if imaging.kind == "volume":
             image = VolumeSample(imaging.image, voxels, np.array(matrix), stamp, received_ns)
         else:
             image = ProjectionSample(imaging.image, voxels[0], np.array(matrix), stamp, received_ns)
-        pose = near[1]
-        if imaging.T_pose_from_image is not None:
-            pose = pose @ np.array(imaging.T_pose_from_image)
-        self._on_exposure(Exposure(source, imaging, image, pose, detector, near[0] / 1e6))
+        self._on_arrival(Arrival(source, imaging, image))
 
 
 def _sources_by_name(config: Config, pushed: list[str]) -> dict[str, str]:
     """Return the pushed source of each device name that the configuration knows."""
     known = {tool.transform: tool.tracker for tool in config.tools.values() if tool.tracker in pushed}
+    known |= {imaging.pose: imaging.tracker for imaging in config.imaging.values() if imaging.tracker in pushed}
     return known | {name: source for source in pushed for name in config.trackers[source].names}
 
 

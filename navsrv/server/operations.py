@@ -20,6 +20,10 @@ _SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
 }
 
 
+class Refused(Exception):
+    """A command that cannot be carried out, with the reason for the one who sent it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One command: what it does, its arguments (name to kind), who carries it out, arguments that may be left out."""

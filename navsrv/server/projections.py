@@ -13,7 +13,7 @@ from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.kernel.samples import ProjectionSample
-from navsrv.server.imaging import Exposure
+from navsrv.server.placing import Exposure, sigmas_at
 
 KEPT: Final = 6
 APART_DEG: Final = (20.0, 160.0)
@@ -23,7 +23,11 @@ NS: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TakenXray:
-    """One X-ray: pixels, its view of the reference's frame, and when it was taken (epoch and monotonic ns)."""
+    """One X-ray: pixels, its view of the reference's frame, and when it was taken (epoch and monotonic ns).
+
+    ``covariance`` (6, 6) of its place by the poses it was placed by (left perturbation in the reference); ``turn_rad``
+    and ``shift_mm``: the same about what it looks at, one sigma each.
+    """
 
     source: str
     pixels: NDArray[np.generic]
@@ -31,9 +35,12 @@ class TakenXray:
     bright_air: bool
     time_ns: int
     taken_ns: int
+    covariance: Array
+    turn_rad: float
+    shift_mm: float
 
 
-def taken_xray(exposure: Exposure, T_ref_from_carm: Array, taken_ns: int) -> TakenXray:
+def taken_xray(exposure: Exposure, taken_ns: int) -> TakenXray:
     """Return an exposure with its view of the reference's frame.
 
     Raises
@@ -47,6 +54,7 @@ def taken_xray(exposure: Exposure, T_ref_from_carm: Array, taken_ns: int) -> Tak
         raise InputError(
             f"{exposure.source}: the place of the detector is not known (imaging.{exposure.source}.detector)"
         )
+    T_ref_from_carm = exposure.T_ref_from_image
     T_carm_from_index = exposure.detector @ image.index_to_image_mm
     # A ray of pixel (c, r): M (c, r, 1) in the C-arm's frame, so that the projection is M^-1 (R | t).
     rays = T_carm_from_index[:3][:, [0, 1, 3]]
@@ -59,7 +67,9 @@ def taken_xray(exposure: Exposure, T_ref_from_carm: Array, taken_ns: int) -> Tak
     view = ProjectionModel.from_matrix(matrix, (columns, rows), REFERENCE, seen)
     stamp = image.device_time_ns
     assert stamp is not None  # an exposure without a time is not used
-    return TakenXray(exposure.source, image.pixels, view, exposure.config.bright_air, stamp, taken_ns)
+    doubt = sigmas_at(exposure.covariance, seen)
+    bright = exposure.config.bright_air
+    return TakenXray(exposure.source, image.pixels, view, bright, stamp, taken_ns, exposure.covariance, *doubt)
 
 
 class XrayShelf:

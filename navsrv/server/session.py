@@ -33,7 +33,6 @@ import zmq.asyncio
 from calibration.landmarks import solve_landmarks
 from navsrv.anatomy.case import Case
 from navsrv.anatomy.home import navsrv_home
-from navsrv.imaging.two_views import ViewDoubt
 from navsrv.kernel.errors import CalibrationError, InputError, RegistrationError
 from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.registration import RegistrationResult
@@ -44,8 +43,9 @@ from navsrv.server.channel import ChannelClosed
 from navsrv.server.config import Config, resolved
 from navsrv.server.dicom_intake import DicomIntake, Tellings
 from navsrv.server.fluoroscopy import write_fluoroscopy
-from navsrv.server.imaging import DeviceListener, Exposure
-from navsrv.server.operations import OPERATIONS, listing
+from navsrv.server.imaging import DeviceListener
+from navsrv.server.operations import OPERATIONS, Refused, listing
+from navsrv.server.placing import Arrival, Exposure, Placing
 from navsrv.server.processes import Child
 from navsrv.server.records import IMAGE, NOTE, STOP, RecordSink
 from navsrv.server.registering import VIEWS_CT, PairJob, VolumeJob, prepare, register_pair, register_volume
@@ -55,10 +55,6 @@ log = logging.getLogger("navsrv")
 
 START_TIMEOUT_S = 120.0
 REPLY_TIMEOUT_S = 2.0
-
-
-class Refused(Exception):
-    """A command that cannot be carried out, with the reason for the one who sent it."""
 
 
 class Session:
@@ -83,9 +79,9 @@ class Session:
         self._dicom: DicomIntake | None = None
         self._lines: list[CarmLine] = []
         self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        link = np.sqrt(np.diag(self._link_covariance()))
+        self._placing = Placing(config, self._ask_loop, self._note)
         ways = Ways(self._to_loop, self._note, self._newest_registration)
-        self._snapshots = Snapshots(config, case, ViewDoubt(float(link[0]), float(link[3])), ways)
+        self._snapshots = Snapshots(config, case, ways)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -124,7 +120,8 @@ class Session:
         commands = self._bind_commands(host, wanted.commands)
         self._listener = DeviceListener(
             self.config,
-            self._on_exposure,
+            self._placing,
+            self._on_arrival,
             self._forward_bytes,
             self._forward_link,
             self._note,
@@ -135,13 +132,13 @@ class Session:
         except OSError as error:
             raise InputError(_port_fault("devices", host, wanted.devices, error)) from None
         self._lines = [
-            CarmLine(name, imaging, self._listener.give_pose, self._note)
+            CarmLine(name, imaging, self._placing.give, self._note)
             for name, imaging in self.config.imaging.items()
             if imaging.encoders is not None
         ]
         if self.config.dicom is not None:
-            tell = Tellings(self._on_exposure, self._note, self._tell_dicom_counts)
-            self._dicom = DicomIntake(self.config, self.folder, self._listener, tell)
+            tell = Tellings(self._on_arrival, self._note, self._tell_dicom_counts)
+            self._dicom = DicomIntake(self.config, self.folder, self._placing, tell)
         endpoint = self._start_recorder()
         boot = LoopBoot(resolved(self.config), str(self.case.folder), self.id, endpoint)
         self._loop = self._child("loop", "navsrv.server.loop", pickle.dumps(boot))
@@ -259,7 +256,8 @@ class Session:
             elif message["kind"] == "note":
                 self._log(value["event"], value["text"])
             elif message["kind"] == "sources":
-                value += [msgspec.to_builtins(line.report()) for line in self._lines]
+                others = [line.report() for line in self._lines] + self._placing.reports()
+                value += [msgspec.to_builtins(report) for report in others]
                 with contextlib.suppress(ChannelClosed):
                     self._hub.channel.send(message)
             elif message["kind"] == "end_link":
@@ -320,28 +318,26 @@ class Session:
         else:
             self._to_loop("link_down", {"source": source, "reason": down})
 
-    def _on_exposure(self, exposure: Exposure) -> None:
-        self._spawn(self._use_exposure(exposure))
+    def _on_arrival(self, arrival: Arrival) -> None:
+        self._spawn(self._use_image(arrival))
 
-    async def _use_exposure(self, exposure: Exposure) -> None:
-        stamp = exposure.image.device_time_ns
-        T_tracker_from_ref = np.eye(4)
-        if not self.config.registration.still_patient:
-            try:
-                reference = await self._ask_loop("reference_at", {"time_ns": str(stamp)}, "session")
-            except Refused as refusal:
-                self._note("image_without_reference", f"{exposure.source}: {refusal}; not used")
-                return
-            T_tracker_from_ref = np.array(reference["T_tracker_from_ref"]).reshape(4, 4)
-        T_ref_from_image = np.linalg.inv(T_tracker_from_ref) @ exposure.T_tracker_from_image
-        facts = {"source": exposure.source, "time_ns": stamp, "T_ref_from_image": T_ref_from_image.ravel().tolist()}
+    async def _use_image(self, arrival: Arrival) -> None:
+        exposure = await self._placing.place(arrival)
+        if exposure is None:
+            return
+        T_ref_from_image = exposure.T_ref_from_image.ravel().tolist()
+        facts = {
+            "source": exposure.source,
+            "time_ns": exposure.image.device_time_ns,
+            "T_ref_from_image": T_ref_from_image,
+        }
         self._records.put(IMAGE, json.dumps(facts).encode())
         if exposure.config.kind == "projection":
-            written = await asyncio.to_thread(write_fluoroscopy, self.folder, exposure, T_ref_from_image)
+            written = await asyncio.to_thread(write_fluoroscopy, self.folder, exposure)
             self._note("projection", f"{exposure.source}: X-ray {written}")
         elif exposure.config.register:
-            await self._register_volume(exposure, T_ref_from_image)
-        await self._snapshots.take(exposure, T_ref_from_image)
+            await self._register_volume(exposure)
+        await self._snapshots.take(exposure)
 
     async def _newest_registration(self) -> Array | None:
         """Return T_ct_from_ref (4, 4) of the newest registration, whether accepted or not; None without one."""
@@ -355,13 +351,15 @@ class Session:
 
     # -- registration ------------------------------------------------------------------------------------------
 
-    async def _register_volume(self, exposure: Exposure, T_ref_from_volume: np.ndarray[Any, Any]) -> None:
+    async def _register_volume(self, exposure: Exposure) -> None:
         self._note("registration_started", f"{exposure.source}: registering the volume to the CT")
         self._registrations += 1
         name = f"R{self._registrations}"
         assert isinstance(exposure.image, VolumeSample)
         overlay = self.folder / f"registration-{name}.png"
-        job = VolumeJob(str(self.case.folder), exposure.image, T_ref_from_volume, self._link_covariance(), str(overlay))
+        job = VolumeJob(
+            str(self.case.folder), exposure.image, exposure.T_ref_from_image, exposure.covariance, str(overlay)
+        )
         await self._register(name, exposure.source, register_volume, job)
 
     async def _register(
@@ -394,22 +392,12 @@ class Session:
         self._registrations += 1
         name = f"R{self._registrations}"
         overlay = self.folder / f"registration-{name}.png"
-        job = PairJob(str(self.case.folder), pair, seen, self._link_covariance(), str(overlay))
+        worse = max(pair, key=lambda xray: xray.shift_mm)
+        job = PairJob(str(self.case.folder), pair, seen, worse.covariance, str(overlay))
         failed = await self._register(name, source, register_pair, job)
         if failed is not None:
             raise Refused(failed)
         return {"id": name}
-
-    def _link_covariance(self) -> Array:
-        """Return (6, 6) of the frozen link between reference and image: two poses of the reference's tracker.
-
-        The noise of the imaging device's own tracking is taken to be that of the reference's tracker.
-        """
-        references = [t.tracker for t in self.config.tools.values() if t.role == "reference"]
-        tracker = self.config.trackers[references[0]] if references else None
-        rotation = np.radians(tracker.noise_deg) if tracker is not None else 0.0
-        translation = tracker.noise_mm if tracker is not None else 0.0
-        return np.diag([2.0 * rotation**2] * 3 + [2.0 * translation**2] * 3)
 
     def _propose(self, name: str, result: RegistrationResult) -> None:
         covariance = result.transform.covariance

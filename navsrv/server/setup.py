@@ -59,6 +59,8 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
         preset=_preset(config),
         inflation={**REGISTRATION_INFLATION, **config.registration.inflation},
         tissue_seen=config.tissue.seen,
+        bodies=_bodies(config),
+        remembered_s=0.0 if config.dicom is None else config.dicom.pose_memory_s,
         probes=tuple(_probe(name, probe) for name, probe in config.probes.items()),
         site=_site(config.alarms.site),
         witness=_body(config, "witness"),
@@ -69,6 +71,11 @@ def build_setup(config: Config, case: Case, session: str) -> Setup:
 def _body(config: Config, role: str) -> ReferenceSetup | None:
     """Return the one body of a role, if there is one."""
     return next((ReferenceSetup(t.tracker, t.transform) for t in config.tools.values() if t.role == role), None)
+
+
+def _bodies(config: Config) -> tuple[ReferenceSetup, ...]:
+    """Return the bodies on imaging devices that trackers see, each once: a C-arm may send pictures and volumes."""
+    return tuple(dict.fromkeys(ReferenceSetup(i.tracker, i.pose) for i in config.imaging.values() if i.tracker))
 
 
 def _site(site: SiteConfig) -> SiteLimits:

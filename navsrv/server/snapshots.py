@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import VolumeSample
 from navsrv.server.config import Config
 from navsrv.server.finding import Search, TakenVolume, Untold, find_needle
-from navsrv.server.imaging import Exposure
+from navsrv.server.placing import Exposure, sigmas_at
 from navsrv.server.projections import TakenXray, XrayShelf, taken_xray
 
 Images = tuple[TakenXray, TakenXray] | TakenVolume
@@ -48,10 +48,10 @@ class Ways:
 class Snapshots:
     """Images of tools that no tracker sees."""
 
-    def __init__(self, config: Config, case: Case, link_doubt: ViewDoubt, ways: Ways) -> None:
+    def __init__(self, config: Config, case: Case, ways: Ways) -> None:
         self.tools = {name: tool for name, tool in config.tools.items() if tool.images}
         self.began_ns = time.monotonic_ns()
-        self._config, self._ways, self._link_doubt = config, ways, link_doubt
+        self._config, self._ways = config, ways
         plan = case.plan
         self._heading_ct = None if plan is None else plan.target_ct_mm - plan.entry_ct_mm
         self.shelf = XrayShelf(config.registration.pair_s)
@@ -59,12 +59,12 @@ class Snapshots:
         self._undirected: set[str] = set()
         self._worker: ProcessPoolExecutor | None = None
 
-    async def take(self, exposure: Exposure, T_ref_from_image: Array) -> None:
+    async def take(self, exposure: Exposure) -> None:
         """Look at a new image for every tool that its source shows."""
         names = [name for name, tool in self.tools.items() if exposure.source in tool.images]
         if not names and exposure.config.kind == "volume":
             return
-        images = self._images(exposure, T_ref_from_image)
+        images = self._images(exposure)
         for name in names if images is not None else ():
             assert images is not None
             self._newest[name] = images
@@ -110,17 +110,19 @@ class Snapshots:
                 process.terminate()
                 process.join(2.0)
 
-    def _images(self, exposure: Exposure, T_ref_from_image: Array) -> Images | None:
+    def _images(self, exposure: Exposure) -> Images | None:
         """Return what there is to look in now that this image came; None for an X-ray without a partner yet."""
         image, source = exposure.image, exposure.source
         assert image.device_time_ns is not None
         wall_ns, now_ns = time.time_ns(), time.monotonic_ns()
         taken_ns = now_ns - max(wall_ns - image.device_time_ns, 0)
         if isinstance(image, VolumeSample):
-            matrix = T_ref_from_image @ image.index_to_volume_mm
-            return TakenVolume(source, image.voxels, matrix, image.device_time_ns, taken_ns)
+            matrix = exposure.T_ref_from_image @ image.index_to_volume_mm
+            middle = (matrix @ [*(0.5 * (n - 1) for n in reversed(image.voxels.shape)), 1.0])[:3]
+            doubt = sigmas_at(exposure.covariance, middle)
+            return TakenVolume(source, image.voxels, matrix, image.device_time_ns, taken_ns, *doubt)
         try:
-            self.shelf.put(taken_xray(exposure, T_ref_from_image, taken_ns))
+            self.shelf.put(taken_xray(exposure, taken_ns))
         except InputError as fault:
             self._ways.note("xray_unusable", str(fault))
             return None
@@ -173,11 +175,10 @@ class Snapshots:
         return heading
 
     def _doubt(self, images: Images) -> ViewDoubt:
-        """Return how unsure the images' places are: their link to the reference, and their own calibration."""
-        source = images.source if isinstance(images, TakenVolume) else images[0].source
-        imaging = self._config.imaging[source]
-        return replace(
-            self._link_doubt,
-            rotation_rad=float(np.hypot(self._link_doubt.rotation_rad, np.radians(imaging.sigma_deg))),
-            translation_mm=float(np.hypot(self._link_doubt.translation_mm, imaging.sigma_mm)),
+        """Return how unsure the images' places are, at worst: the poses they were placed by, and their calibration."""
+        taken = (images,) if isinstance(images, TakenVolume) else images
+        imaging = self._config.imaging[taken[0].source]
+        return ViewDoubt(
+            rotation_rad=float(np.hypot(max(x.turn_rad for x in taken), np.radians(imaging.sigma_deg))),
+            translation_mm=float(np.hypot(max(x.shift_mm for x in taken), imaging.sigma_mm)),
         )
