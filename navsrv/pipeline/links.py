@@ -74,7 +74,7 @@ class PoseLink:
         if sample.pose is not None:
             self.history.append(sample)
             if self.memory is not None:
-                self.memory.add(sample.pose_time_ns - sample.latency_ns, sample.pose)
+                self.memory.add(sample.pose_time_ns - sample.latency_ns, sample.pose, sample.unknown_ns)
 
     def judge(self, now_ns: int) -> Standing:
         """Return how this link alone stands at ``now_ns``."""

@@ -2,25 +2,34 @@
 
 An image's stamp falls between two poses.  What the body did between them nobody saw: the pose is interpolated, and the
 doubt is that of a body that went the whole way in one step at an unknown moment.  Where poses are known on one side
-only, the nearest stands in, and its doubt is the way that its speed makes of the time between.  Refuses to guess:
-farther away than a bound, or where no speed is known, there is no pose.
+only, the nearest stands in, and its doubt is the way that its speed makes of the time between; so it is with a latency
+that nobody knows.  Refuses to guess: farther away than a bound, or where no speed is known, there is no pose.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import acos, sin, sqrt
+from math import acos, hypot, sin, sqrt
 from typing import Final
 
 import numpy as np
 
-from navsrv.kernel.frames import Array, Rigid, quaternion_wxyz, rotation_angle_rad, rotation_from_quaternion_wxyz
+from navsrv.kernel.frames import (
+    RIGIDITY_TOLERANCE,
+    Array,
+    Rigid,
+    quaternion_wxyz,
+    rotation_angle_rad,
+    rotation_defect,
+    rotation_from_quaternion_wxyz,
+)
 
 LATE_APART_NS: Final = 20_000_000
 """Spacing of poses that are kept for images which arrive long after they were taken."""
 SPEED_NS: Final = 200_000_000
-"""Over how long a speed is taken, where poses are known on one side only."""
+"""Over how long to either side a speed is taken."""
 _ALIKE: Final = 0.9995
 """Cosine of half the angle between two rotations from which the straight way is as good as the great circle."""
 
@@ -63,11 +72,13 @@ class PoseMemory:
     """Poses of one body: the newest ``count``, and one every 20 ms of the last ``seconds``."""
 
     def __init__(self, count: int, seconds: float = 0.0) -> None:
+        self._unknown_s = 0.0
         self._newest: deque[_Timed] = deque(maxlen=count)
         self._late: deque[_Timed] = deque(maxlen=int(seconds * 1e9) // LATE_APART_NS + 1 if seconds > 0.0 else 0)
 
-    def add(self, time_ns: int, pose: Array | Rigid) -> None:
-        """Take a pose, (4, 4) if it is an array, and when it was."""
+    def add(self, time_ns: int, pose: Array | Rigid, unknown_ns: int = 0) -> None:
+        """Take a pose, (4, 4) if it is an array, when it was, and how much earlier it may have been."""
+        self._unknown_s = unknown_ns / 1e9
         self._newest.append((time_ns, pose))
         if self._late.maxlen and (not self._late or not 0 <= time_ns - self._late[-1][0] < LATE_APART_NS):
             self._late.append((time_ns, pose))
@@ -92,18 +103,35 @@ class PoseMemory:
         before = max((p for p in poses if p[0] <= time_ns), key=_time, default=None)
         after = min((p for p in poses if p[0] >= time_ns), key=_time, default=None)
         if before is not None and after is not None and after[0] - before[0] <= 2 * near_ns:
-            return _between(before, after, time_ns, noise)
+            matrix, sigma_mm, sigma_rad = _between(before, after, time_ns, noise)
+            off_ns = min(time_ns - before[0], after[0] - time_ns)
+            if before[0] == after[0] and not self._unknown_s:
+                return PoseThen(matrix, off_ns, True, sigma_mm, sigma_rad)
+            mm_s, rad_s = _speed(poses, time_ns, max(SPEED_NS, near_ns), noise) or (0.0, 0.0)
+            late_s = self._unknown_s / sqrt(3.0)
+            return PoseThen(matrix, off_ns, True, hypot(sigma_mm, mm_s * late_s), hypot(sigma_rad, rad_s * late_s))
         nearest = min((p for p in (before, after) if p is not None), key=lambda p: abs(p[0] - time_ns), default=None)
         if nearest is None or abs(nearest[0] - time_ns) > near_ns:
             return None
-        others = [p for p in poses if 0 < abs(p[0] - nearest[0]) <= max(SPEED_NS, near_ns)]
-        if not others:
+        speed = _speed(poses, nearest[0], max(SPEED_NS, near_ns), noise)
+        if speed is None:
             return None
         off_ns = abs(nearest[0] - time_ns)
-        earlier = max(others, key=lambda p: min(abs(p[0] - nearest[0]), SPEED_NS))
-        moved_mm, moved_rad = _moved(_matrix(earlier), _matrix(nearest), noise)
-        share = off_ns / abs(earlier[0] - nearest[0])
-        return PoseThen(_matrix(nearest), off_ns, False, share * moved_mm / sqrt(3.0), share * moved_rad / sqrt(3.0))
+        away_s = hypot(off_ns / 1e9, self._unknown_s) / sqrt(3.0)
+        return PoseThen(_matrix(nearest), off_ns, False, speed[0] * away_s, speed[1] * away_s)
+
+
+def _speed(poses: Iterable[_Timed], time_ns: int, window_ns: int, noise: Noise) -> tuple[float, float] | None:
+    """Return how fast (mm/s, rad/s) a body moved about a moment; None where fewer than two poses tell."""
+    near = [p for p in poses if abs(p[0] - time_ns) <= window_ns]
+    if len(near) < 2:
+        return None
+    first, last = min(near, key=_time), max(near, key=_time)
+    if first[0] == last[0]:
+        return None
+    moved_mm, moved_rad = _moved(_matrix(first), _matrix(last), noise)
+    seconds = (last[0] - first[0]) / 1e9
+    return moved_mm / seconds, moved_rad / seconds
 
 
 def _time(pose: _Timed) -> int:
@@ -115,19 +143,23 @@ def _matrix(timed: _Timed) -> Array:
     return pose.matrix if isinstance(pose, Rigid) else pose
 
 
-def _between(before: _Timed, after: _Timed, time_ns: int, noise: Noise) -> PoseThen:
+def _between(before: _Timed, after: _Timed, time_ns: int, noise: Noise) -> tuple[Array, float, float]:
+    """Return the pose (4, 4) between two, and one sigma (mm, rad), each axis, of what was not seen.
+
+    What is no rigid motion, as a detector's place with a scale of its own, is blended.
+    """
     one, other, span_ns = _matrix(before), _matrix(after), after[0] - before[0]
     if span_ns == 0:
-        return PoseThen(one, 0, True, 0.0, 0.0)
+        return one, 0.0, 0.0
     share = (time_ns - before[0]) / span_ns
-    matrix = np.eye(4)
+    matrix: Array = (1.0 - share) * one + share * other
+    if max(rotation_defect(one[:3, :3]), rotation_defect(other[:3, :3])) > RIGIDITY_TOLERANCE:
+        return matrix, 0.0, 0.0
     matrix[:3, :3] = _turned(one[:3, :3], other[:3, :3], share)
-    matrix[:3, 3] = (1.0 - share) * one[:3, 3] + share * other[:3, 3]
     moved_mm, moved_rad = _moved(one, other, noise)
     # The deviation of a step of length 1 that was made before now with probability ``share``.
     unseen = sqrt(share * (1.0 - share) / 3.0)
-    off_ns = min(time_ns - before[0], after[0] - time_ns)
-    return PoseThen(matrix, off_ns, True, unseen * moved_mm, unseen * moved_rad)
+    return matrix, unseen * moved_mm, unseen * moved_rad
 
 
 def _moved(one: Array, other: Array, noise: Noise) -> tuple[float, float]:

@@ -31,8 +31,8 @@ STAND: Final = Frame("stand")
 RETRY_S: Final = 1.0
 _READ: Final = 4096
 
-Give = Callable[[str, int, Array], None]
-"""Takes a pose: its name, when it was (wall ns), and its (4, 4)."""
+Give = Callable[[str, int, Array, int], None]
+"""Takes a pose: its name, when it was (wall ns), its (4, 4), and by how much (ns) it may have been earlier."""
 
 
 class CarmLine:
@@ -99,9 +99,9 @@ class CarmLine:
                     self._said = sample.reason
                     self._note("pose_refused", sample.reason)
                 continue
-            self._give(self._pose_name, sample.pose_time_ns, sample.pose.matrix)
+            self._give(self._pose_name, sample.pose_time_ns, sample.pose.matrix, sample.unknown_ns)
             if self._detector_name is not None:
-                self._give(self._detector_name, sample.pose_time_ns, self._detector_of(sample.pose))
+                self._give(self._detector_name, sample.pose_time_ns, self._detector_of(sample.pose), sample.unknown_ns)
 
     def _lost(self, why: str) -> None:
         self._close()

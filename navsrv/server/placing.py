@@ -115,9 +115,12 @@ class Placing:
             for pose in filter(None, (imaging.pose, imaging.detector)):
                 self._poses[pose] = PoseMemory(600, seconds)
 
-    def give(self, name: str, time_ns: int, matrix: Array) -> None:
-        """Take a pose (4, 4) of an imaging device, by its configured name, and when it was (ns since the epoch)."""
-        self._poses[name].add(time_ns, matrix)
+    def give(self, name: str, time_ns: int, matrix: Array, unknown_ns: int = 0) -> None:
+        """Take a pose (4, 4) of an imaging device, by its configured name.
+
+        ``time_ns`` since the epoch; it may have been earlier by ``unknown_ns``.
+        """
+        self._poses[name].add(time_ns, matrix, unknown_ns)
 
     def refuse(self, source: str, event: str, text: str) -> None:
         """Count and report an image that is not used; ``event`` is one of those that are counted."""

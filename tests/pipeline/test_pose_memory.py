@@ -58,6 +58,25 @@ def test_the_doubt_is_that_of_a_step_at_an_unknown_moment() -> None:
         assert rms == pytest.approx(found.sigma_mm, rel=0.05)
 
 
+def test_a_latency_that_nobody_knows_is_doubted_by_the_speed() -> None:
+    memory = PoseMemory(10)
+    for i in range(5):
+        memory.add(10 * i * MS, pose(Rotation.identity(), float(i)), unknown_ns=30 * MS)
+    for at in (10, 45):
+        found = memory.then(at * MS, 60 * MS)
+        assert found is not None
+        assert found.sigma_mm > 100.0 * 0.03 / 3**0.5 * 0.99
+
+
+def test_a_place_with_a_scale_of_its_own_is_blended() -> None:
+    memory = PoseMemory(10)
+    for at, scale in ((0, 1.5), (10, 1.7)):
+        memory.add(at * MS, np.diag([scale, scale, 1.0, 1.0]))
+    found = memory.then(5 * MS, 60 * MS)
+    assert found is not None
+    assert found.matrix == pytest.approx(np.diag([1.6, 1.6, 1.0, 1.0]))
+
+
 def test_rest_under_noise_is_no_motion() -> None:
     memory = PoseMemory(10)
     memory.add(0, pose(Rotation.identity(), 0.0))
