@@ -1,7 +1,8 @@
 """Owns the C-arm simulator: pushes its pose at 30 Hz and, when told to shoot, moves there and takes an X-ray image.
 
 The image comes with the stamp of the exposure, and with the poses of C-arm and detector at that stamp, as the encoders
-tell them.  The truth, with sag and play, is printed for whoever judges.
+tell them; or angles go over a serial line, or a tracker sees a body on the C (``carm_links``).  The truth, with sag and
+play, is printed for whoever judges.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from navsrv.kernel.frames import CT, Array, Rigid, rotation_from_vector
 from navsrv.wire.openigtlink import Image, Message, Metadata, Transform, encode, timestamp_from_ns
 from simulators.arguments import Parser, add_dicom, add_room, add_server, breathing_of, number, plan_of, whole
 from simulators.carm_camera import Camera, Picture, Shot, camera_of, parse_order, receptor_of
-from simulators.carm_motion import EXACT, STAND, STIFF, Flex, Gantry, Position, view_of
+from simulators.carm_links import T_CARM_FROM_BODY, EncoderPort, Sightings
+from simulators.carm_motion import EXACT, STAND, STIFF, Flex, Gantry, Position, nominal_pose, view_of
 from simulators.dicom_out import DicomSender, Study, positioner_angles_deg, xray_object
 from simulators.link import Client, Jobs, Loop, emit, parse_address
 from simulators.world.imaging import VIEWS, Detector
@@ -67,6 +69,8 @@ class Carm:
         self, setup: Setup, gantry: Gantry, address: tuple[str, int], dicom: DicomSender | None = None
     ) -> None:
         self._setup, self._gantry, self._dicom = setup, gantry, dicom
+        self._encoders: EncoderPort | None = None
+        self._sightings: Sightings | None = None
         self._rng = stream(setup.scene.seed, Stream.CARM)
         self._shots: list[Shot] = []
         self._count = 0
@@ -76,6 +80,16 @@ class Carm:
         self.loop = Loop("carm", RATE_HZ, self._tick, self._command)
         self._client = Client(self.loop, *address)
 
+    def open_encoders(self) -> str:
+        """Tell angles over a serial line in place of poses; return the terminal that clients open."""
+        self._encoders = EncoderPort()
+        return self._encoders.path
+
+    def open_tracker(self, port: int) -> int:
+        """Let a tracker see the reference and a body on the C in place of poses; return the port it serves."""
+        self._sightings = Sightings(self.loop, port, self._setup.scene)
+        return self._sightings.port
+
     def warm_up(self) -> None:
         """Compile and touch everything that an exposure needs, before anybody waits for one."""
         self._picture(Shot(Position(), "ap"), self._gantry, time.time_ns())
@@ -84,6 +98,9 @@ class Carm:
     def close(self) -> None:
         """Let go of sockets and thread."""
         self._client.close()
+        for link in (self._encoders, self._sightings):
+            if link is not None:
+                link.close()
         self._jobs.close()
         if self._dicom is not None:
             self._dicom.close()
@@ -93,13 +110,23 @@ class Carm:
         """Return T_tracker_from_carm as the C-arm tells it: it stands in the room, whatever the patient does."""
         return self._setup.scene.T_tracker_from_ct @ self._setup.stand.T_ct_from_stand @ gantry.nominal()
 
+    def _tell_pose(self, gantry: Gantry, time_ns: int) -> None:
+        if self._encoders is not None:
+            self._encoders.say(gantry.encoders.read(gantry.drive))
+        elif self._sightings is not None:
+            hung = nominal_pose(gantry.c, gantry.detector.source_iso_mm)
+            room = self._setup.scene.T_tracker_from_ct @ self._setup.stand.T_ct_from_stand
+            self._sightings.see(room @ hung, time_ns)
+        else:
+            self._client.offer(encode_pose(self._pose(gantry), time_ns))
+
     def _tick(self, deadline_ns: int) -> None:
         self._client.tick()
         time_ns = time.time_ns()
         if self._shots:
             self._gantry = self._gantry.moved(_towards(self._gantry.drive, self._shots[0].to, self._reach_deg))
         gantry = self._gantry
-        self._client.offer(encode_pose(self._pose(gantry), time_ns))
+        self._tell_pose(gantry, time_ns)
         if self._shots and gantry.drive == self._shots[0].to:
             shot = self._shots.pop(0)
             if shot.view is None:
@@ -161,6 +188,8 @@ class Carm:
             self._dicom.submit(
                 [xray_object(picture.pixels, nominal, angles, picture.kvp, stored, study, self._count, time_ns)]
             )
+        if self._encoders is not None or self._sightings is not None:
+            return image
         return encode_pose(self._pose(gantry), time_ns) + encode_place(nominal, time_ns) + image
 
 
@@ -206,6 +235,7 @@ def arguments() -> Parser:
         'moves. With "needle":{"tip_ct_mm":[..],"axis_ct":[..]} a steel needle is in the beam,\n'
         'with "solids":[{"kind":"screw|cannula|needle|cement|table|rings|grid",..}] more (docs/simulators.md).\n'
         '{"do":"stop"} or the end of standard input stops it. With --dicom each image is also sent as XA.\n'
+        "With --encoders or --tracked only the image is pushed; how its pose goes is printed with the ready line.\n"
         "The true projection of each image (3 x 4, CT millimetres to pixels) is printed.",
         '(echo \'{"do":"shoot","view":"ap"}\'; sleep 20) | navsrv simulate carm --case sacrum --server 127.0.0.1:18945',
     )
@@ -224,6 +254,8 @@ def arguments() -> Parser:
     add("--flex", type=number(0.0, 5.0), default=0.0, help="sag of the C; 1 is usual (0: rigid, as its poses say)")
     add("--play-deg", type=number(0.0, 5.0, "deg"), default=0.0, help="play between drive and C (0)")
     add("--encoder-deg", type=number(0.0, 5.0, "deg"), default=0.0, help="step of the encoders (0: exact)")
+    add("--encoders", action="store_true", help="angles over a pseudo-terminal (docs/carm_encoders.md), no poses")
+    add("--tracked", type=whole(0, 65535), metavar="PORT", help="serve ReferenceToTracker and CarmBodyToTracker there")
     add("--hold-hz", type=number(0.0, 30.0, "Hz"), default=0.0, help="last-image-hold: send the image again (0: off)")
     add("--no-table", action="store_true", help="no table top in the beam")
     add("--no-patient", action="store_true", help="nobody on the table: for phantoms")
@@ -232,7 +264,10 @@ def arguments() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Run the C-arm until it is stopped; return the exit status."""
-    args = arguments().parse_args(argv)
+    parser = arguments()
+    args = parser.parse_args(argv)
+    if args.encoders and args.tracked is not None:
+        parser.error("--encoders and --tracked: the one or the other")
     address = parse_address(args.server)
     dicom = None if args.dicom is None else DicomSender(args.dicom, args.aet, args.calling_aet)
     case = Case.load(args.case)
@@ -250,8 +285,15 @@ def main(argv: list[str]) -> int:
     encoders = replace(EXACT, step_deg=args.encoder_deg, play_deg=args.play_deg)
     carm = Carm(setup, Gantry(detector, scaled(args.flex), encoders), address, dicom)
     try:
+        ready: dict[str, object] = {"ready": True}
+        if args.encoders:
+            ready["pty"] = carm.open_encoders()
+        if args.tracked is not None:
+            ready["port"] = carm.open_tracker(args.tracked)
+            ready["T_pose_from_image"] = T_CARM_FROM_BODY.inverse().matrix.tolist()
+            ready["T_carm_from_image"] = detector.T_carm_from_image.matrix.tolist()
         carm.warm_up()
-        emit({"ready": True})
+        emit(ready)
         carm.loop.run()
     finally:
         carm.close()
