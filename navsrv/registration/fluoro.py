@@ -23,9 +23,16 @@ from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import CT, Array, Rigid, skew
 from navsrv.kernel.registration import RegistrationResult
 from navsrv.registration.drr import DrrVolume, bone_volume
-from navsrv.registration.fluoro_search import FluoroSearch, search_poses, stand_out
+from navsrv.registration.fluoro_search import FluoroSearch, search_poses
 from navsrv.registration.fluoro_stretch import fit_stretch
-from navsrv.registration.fluoro_verdict import Findings, FluoroLimits, conclude, score_scale, worth_stretching
+from navsrv.registration.fluoro_verdict import (
+    Findings,
+    FluoroLimits,
+    conclude,
+    score_scale,
+    sharpness,
+    worth_asking,
+)
 from navsrv.registration.fluoro_views import Fit, FixedView, Level, PosePrior, XrayView, check_views
 from navsrv.registration.images import CtImage
 from navsrv.registration.tiles import moved
@@ -175,7 +182,7 @@ def register_fluoro(
     final, prior = ends[best]
     others = [p.score for n, p in enumerate(places) if n != best]
     here, other, bounds = places[best].score, max([0.0, *others]), limits or FluoroLimits()
-    asked = worth_stretching(final.score, here, other, bounds)
+    asked = worth_asking(final.score, here, other, bounds)
     findings = Findings(
         final=final,
         here=here,
@@ -183,7 +190,7 @@ def register_fluoro(
         displaced_mm=displaced_mm(bone, coarse, coarse.refine(final.pose, prior=prior), prior),
         agreeing=_agreeing(bone, briefly, places[best]),
         stretch=fit_stretch(fine, final.pose, score_scale(fine, final.pose)) if asked and deep else None,
-        stand_out=stand_out(coarse, final.pose),
+        sharpness=sharpness(fine, final.pose) if asked else None,
         levels=len(bone.level_shifts_ct_mm),
         deep=deep,
         prior=prior,

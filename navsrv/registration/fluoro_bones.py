@@ -30,9 +30,8 @@ from navsrv.registration.fluoro import (
     angle_between_deg,
     displaced_mm,
 )
-from navsrv.registration.fluoro_search import stand_out
 from navsrv.registration.fluoro_stretch import fit_stretch
-from navsrv.registration.fluoro_verdict import Findings, FluoroLimits, conclude, score_scale
+from navsrv.registration.fluoro_verdict import Findings, FluoroLimits, conclude, score_scale, sharpness
 from navsrv.registration.fluoro_views import FixedView, Level, PosePrior, XrayView
 
 ROUNDS: Final = 2
@@ -91,9 +90,7 @@ def register_bones(
             poses[name] = fine[name].refine(near, prior=priors[name]).pose
     worst = limits or FluoroLimits()
     return {
-        name: found
-        if name == first
-        else _result(bone, coarse[name], fine[name], poses[name], priors[name], found, worst)
+        name: found if name == first else _result(bone, fine[name], poses[name], priors[name], found, worst)
         for name, bone in bones.items()
     }
 
@@ -113,7 +110,6 @@ def _others(levels: Mapping[str, Level], poses: Mapping[str, Array], name: str) 
 
 def _result(
     bone: PreparedBone,
-    coarse: Level,
     fine: Level,
     pose: Array,
     prior: PosePrior,
@@ -129,7 +125,7 @@ def _result(
         displaced_mm=displaced_mm(bone, fine, final, prior),
         agreeing=1.0,
         stretch=fit_stretch(fine, final.pose, score_scale(fine, final.pose)),
-        stand_out=stand_out(coarse, final.pose),
+        sharpness=sharpness(fine, final.pose),
         levels=len(bone.level_shifts_ct_mm),
         deep=True,
         prior=prior,

@@ -1,7 +1,6 @@
 """Owns the search for where a bone may lie in X-rays: correlation of edges at all shifts by FFT, over rotations.
 
-Refuses to decide: it returns the likeliest poses for refinement, and says how far the picture at a pose stands out of
-its surroundings.
+Refuses to decide: it returns the likeliest poses for refinement.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from navsrv.kernel.frames import Array
@@ -24,9 +22,6 @@ from navsrv.registration.tiles import moved
 ROTATION_STEP_DEG: Final = 11.0
 """Side of the cell of the body-centred lattice of rotations: none is more than 6.2 degrees away."""
 SHIFT_STEP_MM: Final = 2.5
-PEAK_PX: Final = 2
-LOBE_PX: Final = 7
-"""The peak of a correlation is looked for within the first, its surroundings begin beyond the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +84,6 @@ def correlations(drrs: Image, view: FixedView) -> Image:
     product *= f_fixed
     maps: Image = fft.ifft2(product, workers=2, overwrite_x=True).real / np.maximum(norm, 1e-12)[:, None, None]
     return maps
-
-
-def stand_out(level: Level, pose: Array) -> list[tuple[float, float]]:
-    """Return of each view how the bone's picture at a pose stands out: its peak, and the best one elsewhere.
-
-    Both in standard deviations of the correlation at shifts that put the picture elsewhere (the peak-to-sidelobe ratio
-    of correlation filters).  A picture at the right place has a high peak and nothing like it around.
-    """
-    result = []
-    for view in level.views:
-        image = level.volume.render([level.seen(pose, view)])[:, 0]
-        shifted = np.fft.fftshift(correlations(image, view)[0])
-        middle = len(shifted) // 2
-        reach = int(0.3 * max(image.shape[1:]))
-        near: NDArray[np.float32] = shifted[middle - reach : middle + reach + 1, middle - reach : middle + reach + 1]
-        away = np.hypot(*(np.indices(near.shape) - reach))
-        around = near[away > LOBE_PX]
-        spread = max(float(around.std()), 1e-9)
-        peak = float(near[away <= PEAK_PX].max())
-        result.append(((peak - float(around.mean())) / spread, (float(around.max()) - float(around.mean())) / spread))
-    return result
 
 
 def pixels_per_mm(model: ProjectionModel, centre_ct_mm: Array) -> Array:

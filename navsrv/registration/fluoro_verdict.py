@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from navsrv.kernel.frames import CT, Array, Frame, Rigid, frozen_array
-from navsrv.kernel.projection import ProjectionModel
 from navsrv.kernel.registration import RegistrationResult, Verdict, tre_rms_mm
 from navsrv.registration.fluoro_stretch import Stretch
-from navsrv.registration.fluoro_views import MIN_TILE_PIXELS, Fit, Level, Normal, PosePrior, normal_equations
+from navsrv.registration.fluoro_views import Fit, Level, Normal, PosePrior, normal_equations
 from navsrv.registration.tiles import covariance_about_origin
 
 GROUPS: Final = 8
@@ -26,6 +25,11 @@ CALIBRATION_MM: Final = 0.5
 CALIBRATION_RAD: Final = 0.004
 """Standard deviation per axis across each beam, and of the turn, that no image tells: with a source 1-2 mm and a
 principal point 1-3 pixels off the calibration, images and views agree as well as ever and the bone is elsewhere."""
+ASIDE_MM: Final = 1.5
+"""How far the bone is moved to see how much of the score is lost."""
+ALONE_MM: Final = 15.0
+ALONE_RAD: Final = 0.14
+"""One sigma per axis to which one view alone is held where all views put the bone."""
 SHALLOW_MM: Final = 3.0
 """Standard deviation that is added along the beam where no second view crosses it: how much larger a bone looks is
 told by its blurred rim alone, and by the C-arm's focal length."""
@@ -33,23 +37,26 @@ told by its blurred rim alone, and by the C-arm's focal length."""
 
 @dataclass(frozen=True, slots=True)
 class FluoroLimits:
-    """Thresholds of the verdict: (accept, refuse) of each figure."""
+    """Thresholds of the verdict: (accept, refuse) of each figure; where they come from: docs/registration.md."""
 
-    score: tuple[float, float] = (0.28, 0.22)
+    score: tuple[float, float] = (0.30, 0.22)
     view_score: tuple[float, float] = (0.20, 0.10)
-    margin: tuple[float, float] = (0.15, 0.03)
-    stretch: tuple[float, float] = (0.02, 0.05)
-    stretch_gain: tuple[float, float] = (0.01, 0.03)
+    margin: tuple[float, float] = (0.10, 0.03)
+    stretch: tuple[float, float] = (0.018, 0.05)
+    stretch_gain: tuple[float, float] = (0.008, 0.03)
+    sharpness: tuple[float, float] = (0.16, 0.05)
     displaced_mm: tuple[float, float] = (0.8, 2.5)
     views_mm: tuple[float, float] = (0.7, 2.0)
-    tre_mm: tuple[float, float] = (1.2, 4.0)
+    view_turn_deg: tuple[float, float] = (0.4, 1.5)
+    view_depth_mm: tuple[float, float] = (2.5, 10.0)
+    tre_mm: tuple[float, float] = (1.05, 4.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
     """The result at full resolution, and what the search's resolution says of it and of other places.
 
-    ``stretch`` is None where it was not asked: see ``worth_stretching``.
+    ``stretch`` and ``sharpness`` are None where they were not asked: see ``worth_asking``.
     """
 
     final: Fit
@@ -58,7 +65,7 @@ class Findings:
     displaced_mm: float
     agreeing: float
     stretch: Stretch | None
-    stand_out: list[tuple[float, float]]
+    sharpness: float | None
     levels: int
     deep: bool
     prior: PosePrior | None
@@ -73,9 +80,11 @@ def conclude(
     per_view = level.sums(final.pose)
     whole = normal_equations(np.concatenate(per_view))
     normals = [normal_equations(sums) for sums in per_view]
-    apart = [_wanted_mm(n, level.seen(final.pose, v)) for n, v in zip(normals, level.views, strict=True)]
+    beams = [level.seen(final.pose, view).T_carm_from_object.rotation for view in level.views]
+    wanted = [_wanted(sums, R) for sums, R in zip(per_view, beams, strict=True)]
+    apart = [one.across_mm for one in wanted]
     scale = INFLATION**2 * _scale(np.concatenate(per_view), whole)
-    beam = level.seen(final.pose, level.views[0]).T_carm_from_object.rotation[2]
+    beam = beams[0][2]
     about = np.linalg.inv(whole.hessian / scale + 1e-9 * np.trace(whole.hessian) / scale * np.eye(6))
     if not found.deep:
         about[3:, 3:] += SHALLOW_MM**2 * np.outer(beam, beam)
@@ -94,17 +103,18 @@ def conclude(
         "lowest_view_score": min(n.score for n in normals),
         "displaced_start_mm": found.displaced_mm,
         "starts_agreeing": found.agreeing,
-        "bend_mm": _bend_mm(per_view, level, final.pose),
         "scatter_mm": float(np.sqrt(np.trace(about[3:, 3:]))),
         "depth_sigma_mm": float(np.sqrt(beam @ (about + systematic)[3:, 3:] @ beam)),
     }
-    for n, (normal, mm, (peak, rival)) in enumerate(zip(normals, apart, found.stand_out, strict=True)):
-        figures[f"view{n}_score"], figures[f"view{n}_residual_mm"] = normal.score, mm
-        figures[f"view{n}_peak"], figures[f"view{n}_rival"] = peak, rival
+    for n, (normal, one) in enumerate(zip(normals, wanted, strict=True)):
+        figures[f"view{n}_score"], figures[f"view{n}_residual_mm"] = normal.score, one.across_mm
+        figures[f"view{n}_turn_deg"], figures[f"view{n}_depth_mm"] = one.turn_deg, one.depth_mm
+    if found.sharpness is not None:
+        figures["sharpness"] = found.sharpness
     if found.stretch is not None:
         figures |= {f"longer_{axis}": float(share) for axis, share in zip("xyz", found.stretch.longer, strict=True)}
         figures |= {"stretch": found.stretch.most, "stretch_gain": found.stretch.gain}
-    verdict, reason = _judge(figures, max(apart), tre, limits, found.deep)
+    verdict, reason = _judge(figures, wanted, tre, limits, found.deep)
     if not found.deep and found.prior is None:
         depth = figures["depth_sigma_mm"]
         shallow = f"the views tell where the bone is across the beam, not its depth (sigma {depth:.1f} mm at best)"
@@ -115,9 +125,26 @@ def conclude(
     )
 
 
-def worth_stretching(score: float, here: float, other: float, limits: FluoroLimits) -> bool:
-    """Return whether a result may be accepted at all: only then it is worth the time to ask for the bone's size."""
+def worth_asking(score: float, here: float, other: float, limits: FluoroLimits) -> bool:
+    """Return whether a result may be accepted at all: only then the dearer questions are worth their time."""
     return score >= limits.score[0] and here - other >= limits.margin[0] * max(here, 1e-6)
+
+
+def sharpness(level: Level, pose: Array) -> float:
+    """Return the share of the score that is lost when the bone is moved across the beams by ``ASIDE_MM``.
+
+    The mean over views and four ways each.  The edges of the right bone lie on those of the X-ray, and a small step
+    takes them off; another bone's run along them here and there, and lose little.
+    """
+    lost = []
+    for n, view in enumerate(level.views):
+        alone, across = level.only(n), level.seen(pose, view).T_carm_from_object.rotation[:2]
+        here = max(alone.score(pose), 1e-3)
+        for way in (*across, *-across):
+            aside = pose.copy()
+            aside[:3, 3] += ASIDE_MM * way
+            lost.append(1.0 - alone.score(aside) / here)
+    return float(np.mean(lost))
 
 
 def _systematic(level: Level, pose: Array, views_mm: float) -> Array:
@@ -139,51 +166,37 @@ def _systematic(level: Level, pose: Array, views_mm: float) -> Array:
     return result
 
 
-def _bend_mm(tiles: list[Array], level: Level, pose: Array) -> float:
-    """Return by how much single tiles would shift the bone across the beam (mm, weighted median of lengths).
-
-    The right bone fits everywhere at once; another bone, or another patient's, fits here only at the cost of there.
-    """
-    lengths: list[Array] = []
-    weights: list[Array] = []
-    for sums, view in zip(tiles, level.views, strict=True):
-        s = sums[(sums[:, 0] >= 2 * MIN_TILE_PIXELS) & (sums[:, 2] > 0.0) & (sums[:, 1] > 0.0)]
-        if not len(s):
-            continue
-        across = np.zeros((6, 2))
-        across[3:] = level.seen(pose, view).T_carm_from_object.rotation[:2].T
-        rows, columns = np.triu_indices(6)
-        jj = np.zeros((len(s), 6, 6))
-        jj[:, rows, columns] = s[:, 16:] / s[:, 2:3]
-        jj[:, columns, rows] = jj[:, rows, columns]
-        norm, mj = np.sqrt(s[:, 1] * s[:, 2])[:, None], s[:, 10:16] / s[:, 2:3]
-        ncc = s[:, 3:4] / norm
-        gradient = (s[:, 4:10] / norm - ncc * mj) @ across
-        hessian = across.T @ (jj - mj[:, :, None] * mj[:, None, :]) @ across
-        trace = np.trace(hessian, axis1=1, axis2=2)[:, None, None]
-        # The curvature of a tile that hardly correlates is that of a tile that does: its wish counts for less.
-        steps = np.linalg.solve(hessian + 0.05 * trace * np.eye(2), gradient[:, :, None])[:, :, 0]
-        lengths.append(np.linalg.norm(steps, axis=1) / np.maximum(ncc[:, 0], 0.1))
-        weights.append(np.sqrt(s[:, 2]))
-    if not lengths:
-        return float("inf")
-    length, weight = np.concatenate(lengths), np.concatenate(weights)
-    order = np.argsort(length)
-    return float(length[order][np.searchsorted(np.cumsum(weight[order]), 0.5 * weight.sum())])
-
-
 def score_scale(level: Level, pose: Array) -> float:
     """Return what turns the score's curvature at a pose into information: variance of a step times curvature."""
     sums = np.concatenate(level.sums(pose))
     return INFLATION**2 * _scale(sums, normal_equations(sums))
 
 
-def _wanted_mm(normal: Normal, model: ProjectionModel) -> float:
-    """Return how far (mm, across the beam) one view alone would move the bone: what the views disagree by."""
-    across = np.zeros((6, 2))
-    across[3:] = model.T_carm_from_object.rotation[:2].T
-    step = np.linalg.solve(across.T @ normal.hessian @ across + 1e-9 * np.eye(2), across.T @ normal.gradient)
-    return float(np.linalg.norm(step))
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How one view alone would move the bone: across its beam, along it (mm), and turn it (degrees)."""
+
+    across_mm: float
+    depth_mm: float
+    turn_deg: float
+
+
+def _wanted(tiles: Array, rotation: Array) -> Wanted:
+    """Return the step that one view alone asks for, of six degrees of freedom, loosely held to where the bone is.
+
+    ``rotation`` (3, 3): of the view's frame from the CT's.  Across the beam it is what is left beside its own turn and
+    depth; with the true geometry all three are next to nothing, while one view's geometry told wrong can be made up for
+    by a place that suits all pictures moderately, and turns them against each other.
+    """
+    normal = normal_equations(tiles)
+    scale = INFLATION**2 * _scale(tiles, normal)
+    held = np.diag(scale / np.repeat([ALONE_RAD**2, ALONE_MM**2], 3))
+    step = np.linalg.solve(normal.hessian + held, normal.gradient)
+    shift = rotation @ step[3:]
+    across = rotation[:2].T
+    here = across.T @ normal.hessian[3:, 3:] @ across + 1e-9 * np.eye(2)
+    alone = np.linalg.solve(here, across.T @ normal.gradient[3:])
+    return Wanted(float(np.linalg.norm(alone)), abs(float(shift[2])), float(np.degrees(np.linalg.norm(step[:3]))))
 
 
 def _scale(tiles: Array, whole: Normal) -> float:
@@ -200,7 +213,7 @@ def _scale(tiles: Array, whole: Normal) -> float:
 
 
 def _judge(
-    figures: dict[str, float], views_mm: float, tre_mm: float, limits: FluoroLimits, sized: bool = True
+    figures: dict[str, float], wanted: list[Wanted], tre_mm: float, limits: FluoroLimits, sized: bool = True
 ) -> tuple[Verdict, str]:
     """Return the verdict and the numbers that decided it; the worst finding wins.
 
@@ -208,6 +221,9 @@ def _judge(
     """
     refuse: list[str] = []
     doubt: list[str] = []
+    views_mm, depth_mm, turn_deg = (
+        max(getattr(one, name) for one in wanted) for name in ("across_mm", "depth_mm", "turn_deg")
+    )
 
     def ask(what: str, value: float, bounds: tuple[float, float], unit: str = "") -> None:
         sign, side = (1.0, "below") if bounds[0] > bounds[1] else (-1.0, "above")
@@ -220,8 +236,13 @@ def _judge(
     ask("the worst view agrees with score", figures["lowest_view_score"], limits.view_score)
     ask("lead over the next best place", figures["margin"], limits.margin)
     ask("the views disagree by", views_mm, limits.views_mm, " mm")
+    ask("one view alone would turn the bone by", turn_deg, limits.view_turn_deg, " degrees")
+    if sized:
+        ask("one view alone would move the bone along its beam by", depth_mm, limits.view_depth_mm, " mm")
     ask("a displaced start ends away by", figures["displaced_start_mm"], limits.displaced_mm, " mm")
     ask("predicted TRE at the target", tre_mm, limits.tre_mm, " mm")
+    if "sharpness" in figures:
+        ask(f"moved by {ASIDE_MM:g} mm the score would fall by a share of", figures["sharpness"], limits.sharpness)
     if "stretch" in figures:
         percent = (100.0 * limits.stretch[0], 100.0 * limits.stretch[1])
         ask("the bone is longer or shorter than in the CT by", 100.0 * figures["stretch"], percent, " %")

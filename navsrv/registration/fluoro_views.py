@@ -8,6 +8,7 @@ Levenberg-Marquardt on analytic derivatives.  Refuses search and verdict.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -158,6 +159,13 @@ class Level:
         inverse[:3, :3] = pose[:3, :3].T
         inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
         return view.projection.seen_from(Rigid.from_matrix(frame, CT, inverse))
+
+    def only(self, n: int) -> Level:
+        """Return the level with one of its views alone; it shares the buffers."""
+        other = copy(self)
+        other.views, other.beside = [self.views[n]], [self.beside[n]]
+        other._buffers = self._buffers[2 * n : 2 * n + 2]
+        return other
 
     def sums(self, pose: Array, derivatives: bool = True) -> list[Array]:
         """Return each view's sums of each tile (T, 37) at a pose."""

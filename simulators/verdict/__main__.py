@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--set", choices=["tuning", "held-out"], default="held-out")
     run.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     run.add_argument("--seconds", type=float, default=600.0)
+    run.add_argument("--share", default="1/1", metavar="K/N", help="every N-th scene from the K-th: for N processes")
     run.add_argument("--scenes", type=int, default=200, help="at most so many scenes (default %(default)s)")
     report = todo.add_parser("report", help="what trials add up to")
     report.add_argument("trials", type=Path, nargs="+", metavar="FILE.jsonl")
@@ -55,9 +56,10 @@ def _run(args: argparse.Namespace) -> int:
             known = json.loads(line)
             done.add((known["patient"], known["seed"], known["kind"], known["number"]))
     end = time.monotonic() + args.seconds
-    names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 3000, 1)
+    names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 5000, 1)
+    share, shares = (int(part) for part in args.share.split("/"))
     with args.out.open("a") as out:
-        for spec in islice(scenes(names, first), args.scenes):
+        for spec in islice(scenes(names, first), share - 1, args.scenes, shares):
             left = [t for t in trials_of(spec, apart) if (spec.patient, spec.seed, t.kind, t.number) not in done]
             if not left:
                 continue

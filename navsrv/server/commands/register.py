@@ -61,16 +61,18 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Register and print; exit 1 when the verdict is refuse."""
-    kinds = {
-        "landmarks": _landmarks,
-        "surface": register_surface.register,
-        "fluoro": register_fluoro.run,
-        "cbct": _cbct,
-    }
-    result = kinds[args.kind](args)
-    print(json.dumps(as_json(result)) if args.json else as_text(result))
-    return REFUSED if result.verdict is Verdict.REFUSE else 0
+    """Register and print; exit 1 when a verdict is refuse."""
+    others: dict[str, RegistrationResult] = {}
+    if args.kind == "fluoro":
+        result, others = register_fluoro.run(args)
+    else:
+        result = {"landmarks": _landmarks, "surface": register_surface.register, "cbct": _cbct}[args.kind](args)
+    if args.json:
+        bones = {"bones": {name: as_json(other) for name, other in others.items()}} if others else {}
+        print(json.dumps(as_json(result) | bones))
+    else:
+        print("\n\n".join([as_text(result), *(f"{name}: {as_text(other)}" for name, other in others.items())]))
+    return REFUSED if Verdict.REFUSE in [r.verdict for r in (result, *others.values())] else 0
 
 
 def _landmarks(args: argparse.Namespace) -> RegistrationResult:

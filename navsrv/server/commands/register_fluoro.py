@@ -51,16 +51,19 @@ def add_parser(kinds: Any) -> None:
     parser.add_argument("--case", required=True, metavar="DIR", help="a case folder, or sacrum or thoracolumbar")
     parser.add_argument("--geometry", type=Path, required=True, metavar="FILE", help=".toml or .json, see above")
     parser.add_argument("--bone", metavar="NAME", help="which bone; else the one that the target follows")
+    beside = "place this bone, too, which may have moved against the first; as often as needed"
+    parser.add_argument("--with", dest="beside", action="append", default=[], metavar="NAME", help=beside)
     parser.add_argument("--target", type=float, nargs=3, metavar=("X", "Y", "Z"), help="LPS mm; else the plan's target")
     parser.add_argument("--overlay", type=Path, metavar="OUT.png", help="picture to judge by")
     parser.add_argument("--json", action="store_true")
 
 
-def run(args: argparse.Namespace) -> RegistrationResult:
-    """Return the registration of the files."""
+def run(args: argparse.Namespace) -> tuple[RegistrationResult, dict[str, RegistrationResult]]:
+    """Return the registration of the files, and those of other bones where asked, by name."""
     from navsrv.anatomy.case import Case, Kind
     from navsrv.registration.bones import chosen_bone, prepare_case_bone
     from navsrv.registration.fluoro import register_fluoro
+    from navsrv.registration.fluoro_bones import register_bones
     from navsrv.registration.overlay_fluoro import fluoro_overlay_png
     from navsrv.server.fetching import ensure_case
     from navsrv.server.registering import ct_image
@@ -70,22 +73,32 @@ def run(args: argparse.Namespace) -> RegistrationResult:
     written = read_geometry(args.geometry)
     case = Case.load(ensure_case(args.case))
     structure = chosen_bone(case, args.bone)
+    beside = [chosen_bone(case, name) for name in args.beside]
+    if structure in beside:
+        raise InputError(f"--with {structure.name}: that bone is registered first; name those that moved against it")
     labels = case.labels()
     if labels is None or structure.label is None:
         raise InputError(f"{args.case}: the case has no label map, so the bone's place in the CT is not known")
     ct = ct_image(case.ct())
     bones = [s.label for s in case.structures if s.kind is Kind.BONE and s.label is not None]
-    bone = prepare_case_bone(ct, labels.voxels, bones, structure.label)
+    made = {
+        s.name: prepare_case_bone(ct, labels.voxels, bones, s.label)
+        for s in (structure, *beside)
+        if s.label is not None
+    }
+    bone = made[structure.name]
     views, initial = taken(args.geometry, written, bone.fine.centre_ct_mm)
     target = args.target
     if target is None and case.plan is not None:
         target = case.plan.target_ct_mm
     result = register_fluoro(bone, views, initial, target_ct_mm=target)
+    others = register_bones(made, views, structure.name, result) if beside else {}
+    others.pop(structure.name, None)
     if args.overlay is not None:
         unfinished = args.overlay.with_name(f".{args.overlay.name}.{os.getpid()}")
         unfinished.write_bytes(fluoro_overlay_png(bone.fine, views, result.transform, initial))
         unfinished.replace(args.overlay)
-    return result
+    return result, others
 
 
 def read_geometry(path: Path) -> dict[str, Any]:
