@@ -26,7 +26,7 @@ GOOD_MM: Final = 2.0
 BINS_MM: Final = tuple((float(low), low + 5.0) for low in range(0, 40, 5))
 TUNING: Final = ("spine:31:0", "spine:33:1", "sacrum:1", "sacrum:3", "spine:31:4", "sacrum:2")
 HELD_OUT: Final = ("spine:30:5", "sacrum:21", "spine:32:3", "sacrum:22", "spine:34:6", "sacrum:23")
-"""Vertebrae, proportions and pelves that nothing was set on (L2, T12, T10; an earlier set was looked at, and is left)."""
+"""Vertebrae (L2, T12, T10), proportions, pelves that nothing was set on; an earlier set was looked at, and is left."""
 BAD: Final = ("patient", "side", "views", "geometry", "far", "patient", "side", "geometry")
 
 
