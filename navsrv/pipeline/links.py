@@ -73,8 +73,12 @@ class PoseLink:
         self.last = sample
         if sample.pose is not None:
             self.history.append(sample)
-            if self.memory is not None:
-                self.memory.add(sample.pose_time_ns - sample.latency_ns, sample.pose, sample.unknown_ns)
+        if self.memory is not None:
+            time_ns = sample.pose_time_ns - sample.latency_ns
+            if sample.pose is None:
+                self.memory.lose(time_ns)
+            else:
+                self.memory.add(time_ns, sample.pose, sample.unknown_ns)
 
     def judge(self, now_ns: int) -> Standing:
         """Return how this link alone stands at ``now_ns``."""

@@ -7,7 +7,7 @@ notes for the log, links to end.  The server feeds it live; replay and the simul
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from navsrv.pipeline.inputs import (
     ToDevice,
 )
 from navsrv.pipeline.links import PoseLink
-from navsrv.pipeline.pose_memory import Noise, PoseMemory
+from navsrv.pipeline.pose_memory import EXPOSURE_NEAR_NS, Noise, PoseMemory
 from navsrv.pipeline.probes import Probes
 from navsrv.pipeline.reference_watch import ReferenceWatch
 from navsrv.pipeline.registration_checks import TOUCH_SIGMA_MM, applied, checked_by_landmark, checked_by_proposal
@@ -49,8 +49,6 @@ from navsrv.registration.health import Finding
 from navsrv.wire.guidance import GEOMETRY_STATES, PHASES, GuidanceFrame
 
 Output = GuidanceFrame | Reply | Note | EndLink | ToDevice
-EXPOSURE_NEAR_NS: Final = 100_000_000
-"""A pose farther than this from an exposure, or than two periods of a slow source, says nothing of it."""
 
 
 class CommandRefused(Exception):

@@ -3,7 +3,8 @@
 An image's stamp falls between two poses.  What the body did between them nobody saw: the pose is interpolated, and the
 doubt is that of a body that went the whole way in one step at an unknown moment.  Where poses are known on one side
 only, the nearest stands in, and its doubt is the way that its speed makes of the time between; so it is with a latency
-that nobody knows.  Refuses to guess: farther away than a bound, or where no speed is known, there is no pose.
+that nobody knows.  Refuses to guess: farther away than a bound, where the body was said to be unseen between, or where
+no speed is known, there is no pose.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from navsrv.kernel.frames import (
     rotation_from_quaternion_wxyz,
 )
 
+EXPOSURE_NEAR_NS: Final = 100_000_000
+"""A pose farther than this from an exposure, or than two periods of a slow source, says nothing of it."""
 LATE_APART_NS: Final = 20_000_000
 """Spacing of poses that are kept for images which arrive long after they were taken."""
 SPEED_NS: Final = 200_000_000
@@ -73,6 +76,7 @@ class PoseMemory:
 
     def __init__(self, count: int, seconds: float = 0.0) -> None:
         self._unknown_s = 0.0
+        self._unseen: deque[int] = deque(maxlen=count)
         self._newest: deque[_Timed] = deque(maxlen=count)
         self._late: deque[_Timed] = deque(maxlen=int(seconds * 1e9) // LATE_APART_NS + 1 if seconds > 0.0 else 0)
 
@@ -83,8 +87,13 @@ class PoseMemory:
         if self._late.maxlen and (not self._late or not 0 <= time_ns - self._late[-1][0] < LATE_APART_NS):
             self._late.append((time_ns, pose))
 
+    def lose(self, time_ns: int) -> None:
+        """Take note that the body was not seen at a time: what was before is not carried on beyond it."""
+        self._unseen.append(time_ns)
+
     def clear(self) -> None:
         """Forget everything, as when another clock's stamps begin."""
+        self._unseen.clear()
         self._newest.clear()
         self._late.clear()
 
@@ -112,6 +121,8 @@ class PoseMemory:
             return PoseThen(matrix, off_ns, True, hypot(sigma_mm, mm_s * late_s), hypot(sigma_rad, rad_s * late_s))
         nearest = min((p for p in (before, after) if p is not None), key=lambda p: abs(p[0] - time_ns), default=None)
         if nearest is None or abs(nearest[0] - time_ns) > near_ns:
+            return None
+        if any(min(nearest[0], time_ns) <= unseen <= max(nearest[0], time_ns) for unseen in self._unseen):
             return None
         speed = _speed(poses, nearest[0], max(SPEED_NS, near_ns), noise)
         if speed is None:

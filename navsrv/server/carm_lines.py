@@ -38,9 +38,17 @@ Give = Callable[[str, int, Array, int], None]
 class CarmLine:
     """One C-arm's encoders, for as long as the session lives."""
 
-    def __init__(self, name: str, imaging: ImagingConfig, give: Give, note: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        imaging: ImagingConfig,
+        give: Give,
+        lose: Callable[[str, int], None],
+        note: Callable[[str, str], None],
+    ) -> None:
         assert imaging.encoders is not None
         self.name, self._config, self._give, self._note = name, imaging.encoders, give, note
+        self._lose = lose
         self._pose_name, self._detector_name = imaging.pose, imaging.detector
         pose_of, self._detector_of = geometry_of(imaging.encoders)
         unknown_ns = int(imaging.encoders.latency_ms * 1e6)
@@ -95,6 +103,7 @@ class CarmLine:
             return
         for sample in samples:
             if sample.pose is None:
+                self._lose(self._pose_name, sample.pose_time_ns)
                 if sample.reason != self._said:
                     self._said = sample.reason
                     self._note("pose_refused", sample.reason)

@@ -190,14 +190,15 @@ class DeviceListener:
 
     def _pose(self, message: Message, wall_ns: int, trusted: bool) -> None:
         assert isinstance(message.body, Transform)
+        stamp = message.time_ns or wall_ns
         tracking, reason = tracking_of(message, message.device, "imaging.<name>.trusted" if not trusted else None)
         if tracking is not Tracking.OK:
             self._on_note("pose_refused", reason)
+            self._placing.lose(message.device, stamp)
             return
         if rotation_defect(message.body.matrix[:3, :3]) > 1e-3:
             self._on_note("pose_refused", f"{message.device}: the matrix is not a rigid motion")
             return
-        stamp = message.time_ns or wall_ns
         self._placing.give(message.device, stamp, message.body.matrix)
 
     def _image(self, source: str, imaging: ImagingConfig, message: Message, received_ns: int, wall_ns: int) -> None:

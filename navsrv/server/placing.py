@@ -15,14 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from navsrv.kernel.frames import REFERENCE, Array, Frame, Rigid
+from navsrv.kernel.frames import REFERENCE, Array, Frame, Rigid, rotation_angle_rad
 from navsrv.kernel.samples import ProjectionSample, VolumeSample
 from navsrv.pipeline.inputs import SourceReport
-from navsrv.pipeline.pose_memory import PoseMemory, PoseThen
+from navsrv.pipeline.pose_memory import EXPOSURE_NEAR_NS, PoseMemory, PoseThen
 from navsrv.server.config import Config, ImagingConfig, TrackerConfig
 from navsrv.server.operations import Refused
 
 POSE_NEAR_NS: Final = 500_000_000
+"""A pushed pose farther than this from an exposure says nothing of it: how often they come, nobody declared."""
 WAIT_S: Final = 0.25
 """How long an image waits for the poses after its exposure."""
 _AGAIN_S: Final = 0.02
@@ -43,6 +44,8 @@ class Arrival:
         Where the image itself says that it is in the frame of the configured ``pose``; an X-ray's frame is the C-arm's.
     detector : (4, 4) or None
         Where the image itself says that an X-ray's detector is in the C-arm's frame.
+    unknown_ns : int
+        How much earlier than its stamp it may have been taken, for all that is known.
     """
 
     source: str
@@ -51,6 +54,7 @@ class Arrival:
     text: str = ""
     T_pose_from_image: Array | None = None
     detector: Array | None = None
+    unknown_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +126,11 @@ class Placing:
         """
         self._poses[name].add(time_ns, matrix, unknown_ns)
 
+    def lose(self, name: str, time_ns: int) -> None:
+        """Take note that the pose of a name was said to be unknown at a time."""
+        if name in self._poses:
+            self._poses[name].lose(time_ns)
+
     def refuse(self, source: str, event: str, text: str) -> None:
         """Count and report an image that is not used; ``event`` is one of those that are counted."""
         counts = self.counts[source]
@@ -154,8 +163,17 @@ class Placing:
         if isinstance(reference, str):
             self.refuse(arrival.source, "image_without_reference", f"{about}{reference}")
             return None
-        self.counts[arrival.source].accepted += 1
         T_ref_from_pose = np.linalg.inv(reference.matrix) @ body.matrix
+        covariance = self._covariance(imaging, T_ref_from_pose, body, reference)
+        if arrival.unknown_ns:
+            earlier = await self._moved(imaging, stamp - arrival.unknown_ns, T_ref_from_pose)
+            if isinstance(earlier, str):
+                late_ms = arrival.unknown_ns / 1e6
+                why = f"its latency is unknown to {late_ms:g} ms, and so much earlier: {earlier}"
+                self.refuse(arrival.source, "image_without_pose", f"{about}{why}")
+                return None
+            covariance = covariance + earlier
+        self.counts[arrival.source].accepted += 1
         T_ref_from_image = T_ref_from_pose
         for place in (imaging.T_pose_from_image, arrival.T_pose_from_image):
             if place is not None:
@@ -165,10 +183,26 @@ class Placing:
             imaging,
             arrival.image,
             T_ref_from_image,
-            self._covariance(imaging, T_ref_from_pose, body, reference),
+            covariance,
             self._detector(arrival, stamp),
             body.off_ns / 1e6,
         )
+
+    async def _moved(self, imaging: ImagingConfig, earliest: int, T_ref_from_pose: Array) -> Array | str:
+        """Return (6, 6) of a time of exposure anywhere between ``earliest`` and the stamp, or why nobody knows.
+
+        Whatever of device and reference moved in between went at a steady speed: a third of its square.
+        """
+        body, reference = await self._body(imaging, earliest), await self._reference(earliest)
+        if isinstance(body, str) or isinstance(reference, str):
+            return body if isinstance(body, str) else str(reference)
+        way = T_ref_from_pose @ np.linalg.inv(np.linalg.inv(reference.matrix) @ body.matrix)
+        turn = way[:3, :3]
+        angle = max(rotation_angle_rad(turn), 1e-9)
+        axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
+        twist = np.concatenate([0.5 * axis * angle / np.sin(angle), way[:3, 3]])
+        covariance: Array = np.outer(twist, twist) / 3.0
+        return covariance
 
     def _detector(self, arrival: Arrival, stamp: int) -> Array | None:
         """Return an X-ray's detector: as a device told it at the exposure, as configured, or as the image says."""
@@ -181,11 +215,12 @@ class Placing:
         """Return the device's pose at a stamp in the tracker's frame, or why there is none."""
         if imaging.tracker:
             return await self._asked("body_at", {"body": imaging.pose, "time_ns": str(stamp)}, "T_tracker_from_body")
-        found = self._poses[imaging.pose].then(stamp, POSE_NEAR_NS)
+        near_ns = _near_ns(imaging)
+        found = self._poses[imaging.pose].then(stamp, near_ns)
         if found is not None:
             return found
         ago = (time.time_ns() - stamp) / 1e9
-        return f"no {imaging.pose} within {POSE_NEAR_NS / 1e9:g} s of the exposure, {ago:.1f} s ago"
+        return f"no {imaging.pose} within {near_ns / 1e9:.1g} s of the exposure, {ago:.1f} s ago"
 
     async def _reference(self, stamp: int) -> PoseThen | str:
         if self._config.registration.still_patient:
@@ -218,6 +253,13 @@ class Placing:
             total = total + _noise(tracker)
         total = total + adjoint @ of_body @ adjoint.T
         return 0.5 * (total + total.T)
+
+
+def _near_ns(imaging: ImagingConfig) -> int:
+    """Return how far from a pose an exposure may be; a declared rate makes it as strict as for a tracker."""
+    if imaging.encoders is None:
+        return POSE_NEAR_NS
+    return max(int(2e9 / imaging.encoders.rate_hz), EXPOSURE_NEAR_NS)
 
 
 def _noise(tracker: TrackerConfig | None) -> Array:

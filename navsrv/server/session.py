@@ -132,7 +132,7 @@ class Session:
         except OSError as error:
             raise InputError(_port_fault("devices", host, wanted.devices, error)) from None
         self._lines = [
-            CarmLine(name, imaging, self._placing.give, self._note)
+            CarmLine(name, imaging, self._placing.give, self._placing.lose, self._note)
             for name, imaging in self.config.imaging.items()
             if imaging.encoders is not None
         ]

@@ -103,6 +103,16 @@ def test_a_body_that_was_not_seen_for_long_is_not_guessed_across_the_gap() -> No
     assert memory.then(450 * MS, 100 * MS) is None
 
 
+def test_a_body_that_was_said_to_be_unseen_is_not_carried_on() -> None:
+    memory = moving()
+    assert memory.then(220 * MS, 100 * MS) is not None
+    memory.lose(200 * MS)
+    assert memory.then(220 * MS, 100 * MS) is None
+    assert memory.then(195 * MS, 100 * MS) is not None
+    memory.add(230 * MS, pose(Rotation.identity(), 23.0))  # seen again: on both sides of the moment
+    assert memory.then(220 * MS, 100 * MS) is not None
+
+
 def test_late_images_find_their_pose_long_after_the_newest_ones_are_gone() -> None:
     memory = moving(count=50, seconds=10.0, n=900)
     found = memory.then(1_005 * MS, 100 * MS)
