@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import numpy as np
 
 from navsrv.kernel.errors import NavsrvError
 from navsrv.kernel.frames import Array, frozen_array
+
+TIP_SHAPE: Final = 0.12
+"""One sigma, as a share of the diameter, of how far the point itself is from where the metal is seen to end: bevels."""
 
 
 class Why(Enum):
@@ -18,6 +22,8 @@ class Why(Enum):
     SEVERAL = "several"
     PARALLEL = "parallel"
     DISAGREE = "disagree"
+    TOUCHING = "touching"
+    BENT = "bent"
     UNDIRECTED = "undirected"
     UNUSABLE = "unusable"
 

@@ -2,8 +2,8 @@
 
 Metal is what exceeds a threshold by far; of its connected parts those that are thin and long are needles, parts in one
 line are one needle.  The axis is refined by the middle of the metal in slices across it, the tip by half the height of
-the profile along it, since blooming and streaks move a threshold's surface but hardly these.  Refuses two needles
-unless told where to look, and which end is the tip where both lie in the volume and nobody says.
+the profile along it, less what the metal blooms by, which its sides tell.  Refuses two needles unless told where to
+look, two that touch, a bent one, and which end is the tip where both lie in the volume and nobody says.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects, gaussian_filter1d, label, map_coordinates
+from scipy.stats import ncx2, norm
 
-from navsrv.imaging.found import FoundNeedle, NeedleError, Why
+from navsrv.imaging.found import TIP_SHAPE, FoundNeedle, NeedleError, Why
 from navsrv.kernel.frames import Array, skew
 
 METAL_HU: Final = 2200.0
@@ -27,12 +28,18 @@ SAME_LINE_MM: Final = 3.0
 SAME_LINE_COS: Final = 0.985
 RIVAL: Final = 0.5
 """A second needle of so much of the length of the first makes the volume ambiguous."""
+FEW_NEEDLES: Final = 3.0
 MOST_VOXELS: Final = 2_000_000
 """More metal than this is no needle: a threshold below the tissue, or an implant."""
-FLOOR_VOXELS: Final = 0.15
-END_VOXELS: Final = 0.5
-END_FLOOR: Final = 0.12
-"""Of the diameter: bevels and round ends."""
+FLOOR_VOXELS: Final = 0.1
+END_VOXELS: Final = 0.3
+BLURS_MM: Final = np.linspace(0.2, 2.0, 37)
+"""One sigma of a scanner's point spread, at least and at most."""
+MOST_BLOOM: Final = 1.8
+"""In sigma: beyond, the metal is too bright for its sides to tell how bright."""
+MAX_BOW_MM: Final = 0.7
+NEAR_MM: Final = 15.0
+"""A tip farther from the point that was pointed at is another's."""
 EDGE_VOXELS: Final = 1.5
 
 
@@ -78,37 +85,53 @@ def find_in_volume(
     """
     matrix = np.asarray(index_to_mm, dtype=np.float64)
     spacing = float(np.abs(np.linalg.det(matrix[:3, :3])) ** (1.0 / 3.0))
-    parts = _joined(_parts(np.asarray(voxels), matrix, diameter_mm + 2.0 * spacing, metal_hu))
+    pieces, tangled = _parts(np.asarray(voxels), matrix, diameter_mm + 2.0 * spacing, metal_hu)
+    parts = _joined(pieces)
+    if tangled and (not parts or near_mm is None):
+        text = "metal that is no single straight needle: two that touch or cross, a bent one, or an implant"
+        places = " and ".join("({:.0f}, {:.0f}, {:.0f})".format(*middle) for middle in tangled)
+        raise NeedleError(Why.TOUCHING, f"{text}, about {places} mm of the volume")
     if not parts:
         raise NeedleError(Why.NO_NEEDLE, f"no thin straight metal of {MIN_LENGTH_MM:g} mm or more in the volume")
     part = _chosen(parts, near_mm)
     sampler = _Sampler(np.asarray(voxels), np.asarray(np.linalg.inv(matrix), dtype=np.float64))
-    middle, axis, cross, rms, count = _axis(sampler, part, diameter_mm, spacing)
+    middle, axis, cross, rms, bow = _axis(sampler, part, diameter_mm, spacing)
+    if bow > MAX_BOW_MM:
+        text = f"the needle in the volume is bent by {bow:.1f} mm (or two touch): at most {MAX_BOW_MM:g} mm tell"
+        raise NeedleError(Why.BENT, f"{text} where it points")
     half = 0.5 * part.length
-    ends = [_end(sampler, middle, way * axis, half, diameter_mm, spacing) for way in (-1.0, 1.0)]
+    blur = _blur_mm(sampler, middle, axis, half, diameter_mm, spacing)
+    ends = [_end(sampler, middle, way * axis, half, diameter_mm, spacing, blur) for way in (-1.0, 1.0)]
     way = _tipwards(ends, middle, axis, heading, near_mm)
     ahead, end_sigma, _ = ends[0 if way < 0 else 1]
     axis = way * axis
     tip = middle + ahead * axis
-    covariance = _covariance(axis, ahead, half, cross, count, spacing, end_sigma)
+    _check_clear(sampler, tip, axis, diameter_mm, spacing, metal_hu)
+    if near_mm is not None and float(np.linalg.norm(tip - near_mm)) > NEAR_MM:
+        off = float(np.linalg.norm(tip - near_mm))
+        text = f"no needle's tip within {NEAR_MM:g} mm of the point; the next is {off:.0f} mm off"
+        raise NeedleError(Why.NO_NEEDLE, text)
+    covariance = _covariance(axis, ahead, half, cross, bow, spacing, end_sigma)
     length = ends[0][0] + ends[1][0]
     text = f"volume of {spacing:.2f} mm voxels, {length:.0f} mm of the shaft, slices off by {rms:.2f} mm rms"
     return FoundNeedle(tip, axis, covariance, rms, length, text)
 
 
-def _parts(voxels: NDArray[np.generic], matrix: Array, diameter_mm: float, metal_hu: float) -> list[_Part]:
-    """Return the thin and long pieces of metal, the longest first."""
+def _parts(
+    voxels: NDArray[np.generic], matrix: Array, diameter_mm: float, metal_hu: float
+) -> tuple[list[_Part], list[Array]]:
+    """Return the thin and long pieces of metal, the longest first, and the middles of long ones that are not thin."""
     metal: NDArray[np.bool_] = np.greater(voxels, metal_hu)
     count = int(np.count_nonzero(metal))
     if count == 0 or count > min(MOST_VOXELS, metal.size // 20):
-        return []
+        return [], []
     box = tuple(
         slice(int(hit[0]), int(hit[-1]) + 1)
         for hit in (np.flatnonzero(metal.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
     )
     first = np.array([s.start for s in box])
     labels, _ = label(metal[box], structure=np.ones((3, 3, 3), dtype=bool))
-    found = []
+    found, tangled = [], []
     for n, place in enumerate(find_objects(labels), start=1):
         kji = np.argwhere(labels[place] == n) + [s.start for s in place] + first
         if len(kji) < 8:
@@ -117,7 +140,15 @@ def _parts(voxels: NDArray[np.generic], matrix: Array, diameter_mm: float, metal
         part = _thin(points, diameter_mm)
         if part is not None:
             found.append(part)
-    return sorted(found, key=lambda part: -part.length)
+        elif _is_tangled(points, len(kji) * float(np.abs(np.linalg.det(matrix[:3, :3]))), diameter_mm):
+            tangled.append(points.mean(axis=0))
+    return sorted(found, key=lambda part: -part.length), tangled
+
+
+def _is_tangled(points: Array, volume_mm3: float, diameter_mm: float) -> bool:
+    """Say whether metal is as long as a needle, and of a few needles' volume: no implant is so thin."""
+    reach = float(np.linalg.norm(np.ptp(points, axis=0)))
+    return reach >= MIN_LENGTH_MM and volume_mm3 <= FEW_NEEDLES * reach * diameter_mm**2
 
 
 def _thin(points: Array, diameter_mm: float) -> _Part | None:
@@ -139,9 +170,12 @@ def _joined(parts: list[_Part]) -> list[_Part]:
         for n, needle in enumerate(needles):
             offset = part.middle - needle.middle
             beside = float(np.linalg.norm(offset - (offset @ needle.axis) * needle.axis))
+            at = float(offset @ needle.axis)
+            overlap = min(needle.high, at + 0.5 * part.length) - max(needle.low, at - 0.5 * part.length)
+            if overlap > 0.3 * part.length:
+                continue  # Side by side they are two.
             reach = 1.0 + abs(float(offset @ needle.axis)) / max(needle.length, 1.0)
             if abs(float(part.axis @ needle.axis)) > SAME_LINE_COS and beside < SAME_LINE_MM * min(reach, 2.0):
-                at = float(offset @ needle.axis)
                 low, high = min(needle.low, at - 0.5 * part.length), max(needle.high, at + 0.5 * part.length)
                 needles[n] = _Part(needle.middle, needle.axis, low, high)
                 break
@@ -192,8 +226,10 @@ class _Sampler:
         return result
 
 
-def _axis(sampler: _Sampler, part: _Part, diameter_mm: float, spacing: float) -> tuple[Array, Array, Array, float, int]:
-    """Return (middle, axis, covariance (2, 2) of offset and slope per axis across, rms, slices)."""
+def _axis(
+    sampler: _Sampler, part: _Part, diameter_mm: float, spacing: float
+) -> tuple[Array, Array, Array, float, float]:
+    """Return (middle, axis, covariance (2, 2) of offset and slope per axis across, rms, bow), millimetres."""
     middle, axis = part.middle, part.axis
     reach = 1.2 * diameter_mm + 1.5 * spacing
     grid = np.arange(-reach, reach + 0.5 * spacing, 0.5 * spacing)
@@ -204,7 +240,7 @@ def _axis(sampler: _Sampler, part: _Part, diameter_mm: float, spacing: float) ->
     stations = np.arange(part.low + diameter_mm, part.high - diameter_mm, max(spacing, 0.5))
     if len(stations) < 4:
         stations = np.linspace(part.low, part.high, 4)
-    rms, covariance, used = 0.0, np.zeros((2, 2)), 0
+    rms, covariance, bow = 0.0, np.zeros((2, 2)), 0.0
     for _ in range(3):
         basis = np.linalg.svd(skew(axis))[0][:, :2]
         points = middle + stations[:, None, None] * axis + (u[:, None] * basis[:, 0] + v[:, None] * basis[:, 1])
@@ -214,6 +250,9 @@ def _axis(sampler: _Sampler, part: _Part, diameter_mm: float, spacing: float) ->
         mass = above.sum(axis=1)
         offsets = np.column_stack([above @ u, above @ v]) / np.maximum(mass, 1e-9)[:, None]
         good = (mass > 0.3 * np.median(mass)) & sampler.inside(middle + stations[:, None] * axis)
+        if good.sum() > 4:
+            bend = np.polyfit(stations[good], offsets[good], 2)[0]
+            bow = float(np.hypot(*bend)) * (0.5 * float(np.ptp(stations[good]))) ** 2
         for _ in range(3):
             if good.sum() < 4:
                 raise NeedleError(Why.NO_NEEDLE, "the metal in the volume is not straight enough for a needle")
@@ -221,16 +260,71 @@ def _axis(sampler: _Sampler, part: _Part, diameter_mm: float, spacing: float) ->
             line = np.linalg.lstsq(design, offsets[good], rcond=None)[0]
             rest = np.hypot(*(offsets - line[0] - stations[:, None] * line[1]).T)
             good &= rest <= max(3.0 * float(np.median(rest[good])), 0.1 * spacing)
-        rms, used = float(np.sqrt((rest[good] ** 2).mean())), int(good.sum())
+        rms = float(np.sqrt((rest[good] ** 2).mean()))
         covariance = np.linalg.inv(design.T @ design) * rms**2
         middle = middle + basis @ line[0]
         axis = axis + basis @ line[1]
         axis = axis / np.linalg.norm(axis)
-    return middle, axis, covariance, rms, used
+    return middle, axis, covariance, rms, bow
+
+
+def _blur_mm(
+    sampler: _Sampler, middle: Array, axis: Array, half: float, diameter_mm: float, spacing: float
+) -> tuple[float, float]:
+    """Return one sigma of the point spread in mm, and the height of the shaft's middle above tissue before clipping.
+
+    Scanners clip metal, so that half of the height that is left lies outside of it.  A disc of the shaft's diameter
+    under a Gaussian (a noncentral chi-square's distribution) is fitted to what is not clipped around the shaft.
+    """
+    stations = np.arange(-half + diameter_mm, half - diameter_mm, max(spacing, 0.5))
+    if len(stations) < 2:
+        stations = np.array([-0.2 * half, 0.2 * half])
+    basis = np.linalg.svd(skew(axis))[0][:, :2]
+    radii = np.arange(0.0, 0.5 * diameter_mm + 3.0 * max(spacing, 0.6), 0.25 * spacing)
+    turn = np.arange(16) * np.pi / 8
+    ring = np.column_stack([np.cos(turn), np.sin(turn)]) @ basis.T
+    points = middle + stations[:, None, None, None] * axis + radii[:, None, None] * ring
+    values = np.median(sampler.values(points), axis=(0, 2))
+    above = values - float(values[-1])
+    use = above < 0.9 * float(above.max())
+    use[np.argmax(use) :] = True
+    best = (np.inf, float(BLURS_MM[0]), float(above.max()))
+    for sigma in BLURS_MM:
+        shape = ncx2.cdf((0.5 * diameter_mm / sigma) ** 2, 2, (radii / sigma) ** 2)
+        height = float(shape[use] @ above[use]) / max(float(shape[use] @ shape[use]), 1e-12)
+        miss = float(((above[use] - height * shape[use]) ** 2).sum())
+        if miss < best[0]:
+            best = (miss, float(sigma), max(height * float(shape[0]), float(above.max())))
+    return best[1], best[2]
+
+
+def _check_clear(
+    sampler: _Sampler, tip: Array, axis: Array, diameter_mm: float, spacing: float, metal_hu: float
+) -> None:
+    """Refuse a tip that other metal reaches: a cap ahead of it and to its sides must be free of it."""
+    basis = np.linalg.svd(skew(axis))[0][:, :2]
+    turn, lean = np.meshgrid(np.arange(24) * np.pi / 12, np.radians(np.arange(0.0, 71.0, 10.0)))
+    ways = np.cos(lean)[..., None] * axis + np.sin(lean)[..., None] * (
+        np.cos(turn)[..., None] * basis[:, 0] + np.sin(turn)[..., None] * basis[:, 1]
+    )
+    first = 1.5 * diameter_mm + 1.5 * spacing
+    hit = sum(
+        bool((sampler.values(tip + reach * ways) > metal_hu).any())
+        for reach in (first, first + 0.5 * diameter_mm, first + diameter_mm)
+    )
+    if hit >= 2:
+        text = "other metal reaches the needle's tip in the volume: two needles that touch or cross, or it is bent"
+        raise NeedleError(Why.TOUCHING, text)
 
 
 def _end(
-    sampler: _Sampler, middle: Array, heading: Array, half: float, diameter_mm: float, spacing: float
+    sampler: _Sampler,
+    middle: Array,
+    heading: Array,
+    half: float,
+    diameter_mm: float,
+    spacing: float,
+    blur: tuple[float, float],
 ) -> tuple[float, float, bool]:
     """Return (mm from the middle to the end of the metal along ``heading``, one sigma, whether the volume shows it)."""
     step = 0.25 * spacing
@@ -244,14 +338,16 @@ def _end(
     body = stations < half - diameter_mm
     full = float(np.median(height[body])) if body.any() else float(height[0])
     beyond = height[(stations > half + 1.5 * diameter_mm) & inside]
-    level = 0.5 * (full + (float(np.median(beyond)) if len(beyond) else 0.0))
+    tissue = float(np.median(beyond)) if len(beyond) else 0.0
+    level = 0.5 * (full + tissue)
+    bloom = blur[0] * float(np.clip(-norm.ppf(min((level - tissue) / blur[1], 0.5)), 0.0, MOST_BLOOM))
     stay = int(diameter_mm / step)
     for n in range(1, last - stay):
         if (height[n : n + stay] < level).all():
             fall = float(height[n - 1] - height[n])
             share = float(np.clip((height[n - 1] - level) / fall, 0.0, 1.0)) if fall > 0.0 else 0.5
-            sigma = float(np.hypot(END_VOXELS * spacing, END_FLOOR * diameter_mm))
-            return float(stations[n - 1] + share * step), sigma, True
+            sigma = float(np.hypot(np.hypot(END_VOXELS * spacing, 0.25 * bloom), TIP_SHAPE * diameter_mm))
+            return float(stations[n - 1] + share * step) - bloom, sigma, True
     return float(stations[last - 1]), float("inf"), False
 
 
@@ -263,6 +359,8 @@ def _tipwards(
     if not seen:
         raise NeedleError(Why.NO_NEEDLE, "the needle's tip is not in the volume: it runs from edge to edge")
     if len(seen) == 1:
+        if near_mm is None and heading is not None and seen[0] * float(axis @ heading) <= 0.0:
+            raise NeedleError(Why.NO_NEEDLE, "only the needle's hub end is in the volume, by where it should point")
         return seen[0]
     if near_mm is not None:
         places = [middle + way * ahead * axis for way, (ahead, _, _) in zip((-1.0, 1.0), ends, strict=True)]
@@ -274,11 +372,12 @@ def _tipwards(
 
 
 def _covariance(
-    axis: Array, ahead: float, half: float, cross: Array, count: int, spacing: float, end_sigma: float
+    axis: Array, ahead: float, half: float, cross: Array, bow: float, spacing: float, end_sigma: float
 ) -> Array:
     """Return (6, 6) of (tip, axis): the line's over the way to the tip, and the end's along it."""
     floor = FLOOR_VOXELS * spacing
     line = cross * 2.0 + np.diag([floor**2, (floor / max(half, 1.0)) ** 2])
+    line += np.diag([bow**2 / 4.0, (2.0 * bow / max(half, 1.0)) ** 2])
     reach = np.array([[1.0, ahead], [0.0, 1.0]])
     at_tip = reach @ line @ reach.T
     across = np.eye(3) - np.outer(axis, axis)

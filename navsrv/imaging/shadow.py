@@ -2,7 +2,7 @@
 
 Ridges as wide as the needle's shadow can be (second derivatives, Lindeberg, IJCV 30:117, 1998) vote for lines (Hough);
 profiles across the best line give its course to parts of a pixel, and the depth of the shadow along it its ends.
-Which end is the tip, one picture does not say.  Refuses pictures with two such bands unless it is told where to look.
+Which end is the tip, and which of several bands is the needle's, one picture does not say.  Refuses pictures without.
 """
 
 from __future__ import annotations
@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from navsrv.imaging.found import NeedleError, Why
+from navsrv.imaging.profiles import (
+    METAL_SHARE,
+    goes_on,
+    middles_of,
+    neighbour_share,
+    profiles_across,
+    width_at_half,
+    without_background,
+)
 from navsrv.kernel.frames import Array
 from navsrv.kernel.projection import ProjectionModel
 
@@ -24,7 +33,8 @@ RIDGE_SHARE: Final = 0.1
 RIDGE_NOISES: Final = 8.0
 VOTES_DEG: Final = 1.0
 SAME_DEG: Final = 10.0
-NEAR_WIDTHS: Final = 0.7
+SAME_LINE_DEG: Final = 3.0
+NEAR_WIDTHS: Final = 0.45
 """Ridge points within so many widths of a line belong to it."""
 RIVAL: Final = 0.45
 """A second band that is this share as good as the best makes the picture ambiguous."""
@@ -35,15 +45,18 @@ GAP_WIDTHS: Final = 6.0
 MIN_WIDTHS: Final = 6.0
 """Shorter than so many widths, a band has no direction worth its name."""
 POINTS_APART: Final = 3.0
-"""Neighbouring profiles share noise: of so many one counts."""
+"""Neighbouring profiles share noise: of so many one counts, at most."""
 FLOOR_PX: Final = 0.1
-END_FLOOR: Final = 0.12
-"""Of the width: bevels and round ends make the end of the shadow that unsure."""
+END_FLOOR: Final = 0.1
+"""Of the width: how far the end of a shadow is from where a point's would be, because the shaft is cut obliquely."""
 BORDER_PX: Final = 2.0
 STEP_PX: Final = 0.5
 BEFORE_WIDTHS: Final = 5.0
 STAY_WIDTHS: Final = 2.0
 """The shadow has ended where it stays away for so long."""
+WIDEST: Final = 1.4
+UNSURE_WIDTHS: Final = 0.8
+"""An end that is less sure than so many widths is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,11 +85,15 @@ class Radiograph:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a shadow: ``(column, row)``, one sigma along the band, and whether the picture shows it at all."""
+    """One end of a shadow: ``(column, row)``, one sigma along the band, and what the picture shows of it.
+
+    ``inside``: the end itself; ``clear``: nothing else as dark near it, so that it is the end of this needle.
+    """
 
     place_px: tuple[float, float]
     sigma_px: float
     inside: bool
+    clear: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +113,10 @@ class Shadow:
         How much darker it is than what is beside it, in standard deviations of the picture.
     residual_px : float
         Root mean square of the profiles' middles about the line.
+    bow_px : float
+        How far the middle strays from the chord of the ends: a bent needle, or more than one.
+    beside : bool
+        Another band runs close along this one.
     """
 
     point_px: Array
@@ -106,6 +127,8 @@ class Shadow:
     length_px: float
     depth: float
     residual_px: float
+    bow_px: float
+    beside: bool
 
     @property
     def quality(self) -> float:
@@ -113,35 +136,39 @@ class Shadow:
         return self.depth / (self.residual_px + FLOOR_PX)
 
 
-def find_shadow(image: Radiograph, widths_px: tuple[float, float], near_px: Array | None = None) -> Shadow:
-    """Return the band of a needle.
+def find_shadows(image: Radiograph, widths_px: tuple[float, float]) -> list[Shadow]:
+    """Return the bands that may be the needle's, the best first: those that are at all as good as it.
 
     Parameters
     ----------
     widths_px : (least, largest)
         How wide the shadow can be: the needle's diameter, magnified.
-    near_px : (2,) or None
-        A point (column, row) that the band's end is nearest to, where there are several.
 
     Raises
     ------
     NeedleError
-        No such band, or several of equal standing.
+        No such band.
     """
     dark = _darkness(image)
     ridges = _ridges(dark, widths_px)
-    bands = _bands(ridges, widths_px[1])
-    shadows = [shadow for shadow in (_measured(dark, band, widths_px) for band in bands) if shadow is not None]
+    measured = [_measured(dark, band, widths_px) for band in _bands(ridges, widths_px[1])]
+    shadows = sorted((s for s in measured if s is not None), key=lambda s: -s.length_px * s.quality)
     if not shadows:
-        raise NeedleError(Why.NO_NEEDLE, "no straight metal shadow of the needle's width")
-    best = max(shadows, key=lambda shadow: shadow.length_px * shadow.quality)
-    equals = [s for s in shadows if s is best or s.quality > RIVAL * best.quality]
-    if near_px is not None:
-        return min(equals, key=lambda shadow: _reach_px(shadow, near_px))
-    if len(equals) > 1:
-        places = " and ".join(f"({s.point_px[0]:.0f}, {s.point_px[1]:.0f})" for s in equals)
-        raise NeedleError(Why.SEVERAL, f"{len(equals)} needles, about the pixels {places}: say which one")
-    return best
+        text = "no straight metal shadow of the needle's width; a bent one, one seen end on or two that touch cast none"
+        raise NeedleError(Why.NO_NEEDLE, text)
+    found: list[Shadow] = []
+    for shadow in shadows:
+        if shadow.quality > RIVAL * shadows[0].quality and not any(_same(shadow, other) for other in found):
+            found.append(shadow)
+    return found
+
+
+def _same(a: Shadow, b: Shadow) -> bool:
+    """Say whether two bands are one: on one line."""
+    turned = abs(float(a.direction[0] * b.direction[1] - a.direction[1] * b.direction[0]))
+    offset = a.point_px - b.point_px
+    beside = abs(float(offset[0] * b.direction[1] - offset[1] * b.direction[0]))
+    return turned < np.sin(np.radians(SAME_LINE_DEG)) and beside < 0.5 * b.width_px
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,7 +264,7 @@ def _bands(ridges: _Ridges, width_px: float) -> list[_Band]:
         # What runs along the same line further out, or beside it, is the same needle.
         offset = ridges.points - band.middle
         across = np.abs(offset[:, 0] * band.direction[1] - offset[:, 1] * band.direction[0])
-        left &= ~used & (across > 2.0 * width_px)
+        left &= ~used & (across > 0.8 * width_px)
     return bands
 
 
@@ -292,19 +319,14 @@ def _longest_run(along: Array, strengths: Array, gap: float) -> tuple[float, flo
     return float(best[0]), float(best[-1]), float(weight.sum())
 
 
-def _reach_px(shadow: Shadow, near_px: Array) -> float:
-    """Return how far a point is from the shadow's nearer end."""
-    return min(float(np.hypot(*np.subtract(end.place_px, near_px))) for end in shadow.ends)
-
-
 def _measured(dark: NDArray[np.float32], band: _Band, widths_px: tuple[float, float]) -> Shadow | None:
-    """Return the band's line and ends to parts of a pixel; None for one that is not as wide as the needle."""
+    """Return the band's line and ends to parts of a pixel; None for one that is no metal of about the width."""
     middle, direction, half = band.middle, band.direction, band.half_px
     stations = np.arange(-half, half + 0.5, 1.0)
     width = widths_px[1]
     for _ in range(4):
-        profiles, t = _profiles(dark, middle, direction, stations, 1.8 * width)
-        offsets, weights = _middles(profiles, t, 0.8 * width)
+        profiles, t = profiles_across(dark, middle, direction, stations, 1.8 * width)
+        offsets, weights = middles_of(profiles, t, 0.8 * width)
         line = _straight(stations, offsets, weights)
         if line is None:
             return None
@@ -313,48 +335,41 @@ def _measured(dark: NDArray[np.float32], band: _Band, widths_px: tuple[float, fl
         middle = middle + level * across
         direction = direction + slope * across
         direction /= np.linalg.norm(direction)
-        width = _width(profiles[good], t)
-        if not 0.6 * widths_px[0] - 1.0 <= width <= 1.4 * widths_px[1] + 1.5:
+        width = width_at_half(profiles[good], t)
+        if not 0.6 * widths_px[0] - 1.0 <= width <= WIDEST * widths_px[1] + 1.5:
             return None
     residual = offsets[good] - level - slope * stations[good]
     rms = float(np.sqrt((residual**2).mean()))
+    bow = _bow(stations, offsets, weights, half)
     design = np.column_stack([np.ones(int(good.sum())), stations[good]])
-    covariance = np.linalg.inv(design.T @ design) * (rms**2 * POINTS_APART)
-    covariance += np.diag([FLOOR_PX**2, (FLOOR_PX / half) ** 2])
+    covariance = np.linalg.inv(design.T @ design) * (rms**2 * _points_alike(residual))
+    covariance += np.diag([FLOOR_PX**2 + bow**2 / 4.0, (FLOOR_PX / half) ** 2 + (2.0 * bow / half) ** 2])
     ends = tuple(_end(dark, middle, direction, way, half, width) for way in (-1.0, 1.0))
     length = float(np.hypot(*np.subtract(ends[1].place_px, ends[0].place_px)))
-    depth = float(np.median(_above(profiles[good], t, 0.8 * width)[:, np.abs(t) <= 0.3 * width]))
-    return Shadow(middle, direction, covariance, (ends[0], ends[1]), width, length, depth, rms)
+    above = without_background(profiles[good], t, 0.8 * width)
+    depth = float(np.median(above[:, np.abs(t) <= 0.3 * width]))
+    beside = neighbour_share(dark, middle, direction, stations, width) > METAL_SHARE
+    return Shadow(middle, direction, covariance, (ends[0], ends[1]), width, length, depth, rms, bow, beside)
 
 
-def _profiles(
-    dark: NDArray[np.float32], middle: Array, direction: Array, stations: Array, reach: float
-) -> tuple[Array, Array]:
-    """Return profiles (stations, T) across a line, and their places (T,) across it."""
-    t = np.arange(-reach, reach + 0.25, 0.5)
-    columns = middle[0] + stations[:, None] * direction[0] - t * direction[1]
-    rows = middle[1] + stations[:, None] * direction[1] + t * direction[0]
-    found: Array = map_coordinates(dark, [rows, columns], order=1, mode="nearest").astype(np.float64)
-    return found, t
+def _points_alike(residual: Array) -> float:
+    """Return how many neighbouring profiles err alike (the integrated autocorrelation): bones' edges pull many along.
+
+    Summed until the correlation first falls below zero (Geyer, Stat Sci 7:473, 1992), not below ``POINTS_APART``.
+    """
+    n = len(residual)
+    spectrum = np.abs(np.fft.rfft(residual - residual.mean(), 2 * n)) ** 2
+    correlation = np.fft.irfft(spectrum)[: n // 2]
+    correlation /= max(float(correlation[0]), 1e-12)
+    negative = np.flatnonzero(correlation < 0.0)
+    stop = int(negative[0]) if len(negative) else len(correlation)
+    return max(POINTS_APART, 2.0 * float(correlation[:stop].sum()) - 1.0)
 
 
-def _above(profiles: Array, t: Array, beyond: float) -> Array:
-    """Return profiles without their background: the straight line through what lies on both sides of the band."""
-    left, right = t < -beyond, t > beyond
-    a, b = np.median(profiles[:, left], axis=1), np.median(profiles[:, right], axis=1)
-    ta, tb = float(np.median(t[left])), float(np.median(t[right]))
-    result: Array = profiles - (a[:, None] + (b - a)[:, None] * (t - ta) / (tb - ta))
-    return result
-
-
-def _middles(profiles: Array, t: Array, beyond: float) -> tuple[Array, Array]:
-    """Return the middle of the band in each profile, and its weight: 0 where there is no clear band."""
-    above = np.maximum(_above(profiles, t, beyond), 0.0)
-    above[:, np.abs(t) > beyond] = 0.0
-    mass = above.sum(axis=1)
-    middles = (above @ t) / np.maximum(mass, 1e-9)
-    weights = np.where(mass > 0.35 * np.median(mass), 1.0, 0.0)
-    return middles, weights
+def _bow(stations: Array, offsets: Array, weights: Array, half: float) -> float:
+    """Return how far the band's middle strays from the chord of its ends (a parabola's height)."""
+    good = weights > 0.0
+    return abs(float(np.polyfit(stations[good], offsets[good], 2)[0])) * half**2
 
 
 def _straight(stations: Array, offsets: Array, weights: Array) -> tuple[float, float, NDArray[np.bool_]] | None:
@@ -370,13 +385,6 @@ def _straight(stations: Array, offsets: Array, weights: Array) -> tuple[float, f
     return float(level), float(slope), good
 
 
-def _width(profiles: Array, t: Array) -> float:
-    """Return the full width at half depth of the mean profile."""
-    mean = _above(profiles, t, 0.75 * float(t[-1])).mean(axis=0)
-    top = float(mean[np.abs(t) <= 1.0].max())
-    return float((mean > 0.5 * top).sum()) * float(t[1] - t[0])
-
-
 def _end(dark: NDArray[np.float32], middle: Array, direction: Array, way: float, half: float, width: float) -> End:
     """Return where the band ends, going ``way`` from the middle: where the shadow falls to half the depth it had.
 
@@ -389,8 +397,8 @@ def _end(dark: NDArray[np.float32], middle: Array, direction: Array, way: float,
         room = np.where(heading > 0.0, size - BORDER_PX - middle, BORDER_PX - middle) / heading
     reach = float(np.min(room))
     stations = np.arange(0.0, max(reach, 1.0), STEP_PX)
-    profiles, t = _profiles(dark, middle, heading, stations, 1.8 * width)
-    above = _above(profiles, t, 0.8 * width)
+    profiles, t = profiles_across(dark, middle, heading, stations, 1.8 * width)
+    above = without_background(profiles, t, 0.8 * width)
     depth = gaussian_filter1d(above[:, np.abs(t) <= 0.3 * width].mean(axis=1), 0.15 * width / STEP_PX)
     before, stay = int(BEFORE_WIDTHS * width / STEP_PX), int(STAY_WIDTHS * width / STEP_PX)
     for n in range(int(0.5 * half / STEP_PX), len(stations) - stay // 2):
@@ -402,6 +410,10 @@ def _end(dark: NDArray[np.float32], middle: Array, direction: Array, way: float,
             place = middle + (stations[n - 1] + STEP_PX * share) * heading
             steep = float(depth[max(n - 4, 0)] - depth[min(n + 4, len(depth) - 1)]) / (8.0 * STEP_PX)
             noise = float(had.std()) / max(steep, 1e-6)
-            return End((float(place[0]), float(place[1])), float(np.hypot(noise, END_FLOOR * width + 0.2)), True)
+            last = profiles[max(n - before, 0) : max(n - stay // 2, 1)]
+            background = float(np.median(last[:, np.abs(t) > 0.8 * width]))
+            sigma = float(np.hypot(noise, END_FLOOR * width))
+            clear = sigma < UNSURE_WIDTHS * width and not goes_on(dark, place, heading, width, background, full)
+            return End((float(place[0]), float(place[1])), sigma, True, clear)
     place = middle + reach * heading
-    return End((float(place[0]), float(place[1])), float("inf"), False)
+    return End((float(place[0]), float(place[1])), float("inf"), False, False)

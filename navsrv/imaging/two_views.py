@@ -9,15 +9,16 @@ enters as a small unknown motion of each view.  Refuses planes that are nearly o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
 import numpy as np
 
-from navsrv.imaging.found import FoundNeedle, NeedleError, Why
-from navsrv.imaging.shadow import Radiograph, Shadow, find_shadow
-from navsrv.kernel.frames import Array, rotation_from_vector, skew
+from navsrv.imaging.found import TIP_SHAPE, FoundNeedle, NeedleError, Why
+from navsrv.imaging.shadow import Radiograph, Shadow, find_shadows
+from navsrv.imaging.two_lines import NeedleFit, TwoShadows, started
+from navsrv.kernel.frames import Array
 from navsrv.kernel.projection import ProjectionModel
 
 MIN_VIEWS_DEG: Final = 20.0
@@ -29,7 +30,21 @@ REACH_MM: Final = 150.0
 AGREE_MM: Final = 3.0
 AGREE_SIGMA: Final = 3.5
 """The views' tips may be apart by so much, or by so many sigma; more is another needle, or a patient who moved."""
-STEPS: Final = 12
+APART_MM: Final = 8.0
+"""However unsure the ends or the views' places: farther apart, the pictures do not tell."""
+SAME_WIDTH: Final = (0.7, 1.1)
+RIVAL_WIDTH: Final = (0.6, 1.6)
+"""What a shadow may be wider or narrower than the needle's to be it, or to be taken for it."""
+BLUR_PX: Final = 0.5
+HALF_DEPTH: Final = 3.0**0.5 / 2.0
+EATEN: Final = 1.0
+MOST_EATEN_PX: Final = 1.5
+EATEN_SHARE: Final = 0.25
+"""One sigma of what is eaten, as a share of it."""
+MAX_BOW_MM: Final = 0.7
+NEAR_MM: Final = 15.0
+"""A tip farther from the point that was pointed at is another's."""
+NEARER: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +87,95 @@ def find_in_views(
         No needle, several, views too parallel, ends that do not agree, both ends seen and no heading.
     """
     first, second = images
-    _check_apart(first.projection, second.projection)
-    middle = _looked_at(first.projection, second.projection)
-    shadows = [
-        find_shadow(
-            image,
-            _widths_px(image.projection, middle, diameter_mm),
-            None if near_mm is None else image.projection.project(near_mm),
+    views = (first.projection, second.projection)
+    _check_apart(*views)
+    middle = _looked_at(*views)
+    bands = [find_shadows(image, _widths_px(image.projection, middle, diameter_mm)) for image in images]
+    found: list[tuple[tuple[Shadow, Shadow], FoundNeedle]] = []
+    faults: list[NeedleError] = []
+    for pair in product(bands[0], bands[1]):
+        try:
+            found.append((pair, triangulate(views, pair, diameter_mm, doubt, heading, near_mm)))
+        except NeedleError as fault:
+            faults.append(fault)
+    if near_mm is not None:
+        pair, needle = _nearest(found, near_mm, faults)
+        if not _plainly_nearest(views, bands, pair, needle, near_mm, diameter_mm):
+            text = "another needle's end is as near to the point in a picture: point more exactly, or turn the C-arm"
+            raise NeedleError(Why.SEVERAL, text)
+        return needle
+    rivals = _rivals(views, bands, found[0][0], found[0][1], diameter_mm) if found else 0
+    if len(found) > 1 or rivals:
+        places = " or ".join("({:.0f}, {:.0f}, {:.0f})".format(*needle.tip_mm) for _, needle in found)
+        text = f"{1 + max(rivals, 1)} needles or more in the pictures, a tip about {places} mm: say which one"
+        raise NeedleError(Why.SEVERAL, text)
+    if not found:
+        raise faults[0]
+    return found[0][1]
+
+
+def _rivals(
+    views: tuple[ProjectionModel, ProjectionModel],
+    bands: list[list[Shadow]],
+    chosen: tuple[Shadow, Shadow],
+    needle: FoundNeedle,
+    diameter_mm: float,
+) -> int:
+    """Return how many more bands in one picture might be such a needle's as was found: screws are too wide."""
+    return max(
+        sum(
+            shadow is not own and _wrong_width(view, shadow, needle.tip_mm, diameter_mm, RIVAL_WIDTH) is None
+            for shadow in band
         )
-        for image in images
-    ]
-    return triangulate((first.projection, second.projection), (shadows[0], shadows[1]), doubt, heading, near_mm)
+        for view, band, own in zip(views, bands, chosen, strict=True)
+    )
+
+
+def _nearest(
+    found: list[tuple[tuple[Shadow, Shadow], FoundNeedle]], near_mm: Array, faults: list[NeedleError]
+) -> tuple[tuple[Shadow, Shadow], FoundNeedle]:
+    """Return the needle whose tip is by far the nearest to a point, and its shadows."""
+    ranked = sorted((float(np.linalg.norm(n.tip_mm - near_mm)), i) for i, (_, n) in enumerate(found))
+    near = [i for distance, i in ranked if distance <= min(NEAR_MM, NEARER * ranked[0][0] + AGREE_MM)]
+    if not near:
+        if faults:
+            raise faults[0]
+        text = f"no needle's tip within {NEAR_MM:g} mm of the point; the next is {ranked[0][0]:.0f} mm off"
+        raise NeedleError(Why.NO_NEEDLE, text)
+    if len(near) > 1:
+        text = f"{len(near)} needles' tips are about as near to the point: point more exactly, or turn the C-arm"
+        raise NeedleError(Why.SEVERAL, text)
+    return found[near[0]]
+
+
+def _plainly_nearest(
+    views: tuple[ProjectionModel, ProjectionModel],
+    bands: list[list[Shadow]],
+    chosen: tuple[Shadow, Shadow],
+    needle: FoundNeedle,
+    near_mm: Array,
+    diameter_mm: float,
+) -> bool:
+    """Say whether in each picture no other such band ends about as near to the point as the chosen needle does."""
+    for view, band, own in zip(views, bands, chosen, strict=True):
+        point = view.project(near_mm)
+        px_per_mm = _magnified(view, needle.tip_mm)
+        reach = NEARER * float(np.hypot(*(view.project(needle.tip_mm) - point))) + AGREE_MM * px_per_mm
+        for shadow in band:
+            if shadow is own or _wrong_width(view, shadow, needle.tip_mm, diameter_mm, RIVAL_WIDTH) is not None:
+                continue
+            for end in shadow.ends:
+                # What goes on beyond its end may end anywhere near.
+                limit = reach if end.clear else max(reach, NEAR_MM * px_per_mm)
+                if end.inside and float(np.hypot(*(end.place_px - point))) <= limit:
+                    return False
+    return True
 
 
 def triangulate(
     views: tuple[ProjectionModel, ProjectionModel],
     shadows: tuple[Shadow, Shadow],
+    diameter_mm: float,
     doubt: ViewDoubt | None = None,
     heading: Array | None = None,
     near_mm: Array | None = None,
@@ -104,24 +192,96 @@ def triangulate(
     for which in product((0, 1), repeat=2):
         ends = [shadow.ends[n] for shadow, n in zip(shadows, which, strict=True)]
         if all(end.inside for end in ends):
-            problem = _Problem(views, shadows, which)
-            fit = problem.solve(_start(views, problem.ends_px, axis))
+            problem = TwoShadows(views, shadows, which)
+            fit = problem.solve(started(views, problem.ends_px, axis))
             hub = _hubwards(views, shadows, which, fit)
-            candidates.append((problem, _Fit(fit.tip_mm, fit.axis if fit.axis @ hub < 0.0 else -fit.axis)))
+            candidates.append((problem, NeedleFit(fit.tip_mm, fit.axis if fit.axis @ hub < 0.0 else -fit.axis)))
     if not candidates:
         raise NeedleError(Why.NO_NEEDLE, "the needle's tip is not in both pictures")
-    doubt = doubt or ViewDoubt()
-    agreeing = [(p, f) for p, f in candidates if p.apart_mm(f) <= AGREE_MM or p.contradiction(f, doubt) <= AGREE_SIGMA]
+    variances = (doubt or ViewDoubt()).variances
+    agreeing = [
+        (p, f)
+        for p, f in candidates
+        if p.apart_mm(f) <= AGREE_MM or (p.apart_mm(f) <= APART_MM and p.contradiction(f, variances) <= AGREE_SIGMA)
+    ]
     if not agreeing:
         apart = min(p.apart_mm(f) for p, f in candidates)
         text = f"the two views' tips are {apart:.1f} mm apart: another needle, or something moved between them"
         raise NeedleError(Why.DISAGREE, text)
     problem, fit = _directed(agreeing, heading, near_mm)
-    covariance = problem.covariance(fit, doubt)
+    _check_shape(views, shadows, problem, fit, diameter_mm)
+    whole = [_unblurred(v, shadow, fit.tip_mm, diameter_mm) for v, shadow in zip(views, shadows, strict=True)]
+    problem = TwoShadows(views, (whole[0], whole[1]), problem.which)
+    fit = problem.solve(fit)
+    covariance = problem.covariance(fit, variances)
+    covariance[:3, :3] += (TIP_SHAPE * diameter_mm) ** 2 * np.outer(fit.axis, fit.axis)
     apart = problem.apart_mm(fit)
     length = problem.seen_mm(fit)
     text = f"two views, planes at {angle:.0f} degrees, tips {apart:.2f} mm apart"
     return FoundNeedle(fit.tip_mm, fit.axis, covariance, apart, length, text)
+
+
+def _check_shape(
+    views: tuple[ProjectionModel, ProjectionModel],
+    shadows: tuple[Shadow, Shadow],
+    problem: TwoShadows,
+    fit: NeedleFit,
+    diameter_mm: float,
+) -> None:
+    """Refuse what is not one straight needle of the diameter, its end clear of other metal, in either view."""
+    for view, shadow, end in zip(views, shadows, problem.ends, strict=True):
+        px_per_mm = _magnified(view, fit.tip_mm)
+        if shadow.beside:
+            text = "two needles touch in a picture, or lie too close to tell: turn the C-arm until they are apart"
+            raise NeedleError(Why.TOUCHING, text)
+        wrong = _wrong_width(view, shadow, fit.tip_mm, diameter_mm, SAME_WIDTH)
+        if wrong is not None:
+            text = f"the metal is {wrong:.1f} mm wide in a picture, the needle {diameter_mm:.1f} mm"
+            raise NeedleError(Why.TOUCHING, f"{text}: two that touch, or a screw")
+        if shadow.bow_px / px_per_mm > MAX_BOW_MM:
+            text = f"the needle is bent by {shadow.bow_px / px_per_mm:.1f} mm in a picture (or two touch)"
+            raise NeedleError(Why.BENT, f"{text}: at most {MAX_BOW_MM:g} mm tell where it points")
+        if not end.clear:
+            text = "other metal reaches the needle's tip in a picture: two needles that touch or cross, or it is bent"
+            raise NeedleError(Why.TOUCHING, f"{text}; turn the C-arm")
+
+
+def _wrong_width(
+    view: ProjectionModel, shadow: Shadow, place_mm: Array, diameter_mm: float, allowed: tuple[float, float]
+) -> float | None:
+    """Return how many mm of metal a shadow is wide if that is no needle's at a place, else None.
+
+    Half of the depth of a round shaft's shadow is 0.87 of its width; what blurs it is within ``BLUR_PX``.
+    """
+    expected = HALF_DEPTH * diameter_mm * _magnified(view, place_mm)
+    if allowed[0] * expected - BLUR_PX <= shadow.width_px <= allowed[1] * expected + BLUR_PX:
+        return None
+    return shadow.width_px / expected * diameter_mm
+
+
+def _unblurred(view: ProjectionModel, shadow: Shadow, place_mm: Array, diameter_mm: float) -> Shadow:
+    """Return the shadow with its ends where they are before blur: light that spreads eats at dark things' rims.
+
+    In the logarithm it takes as much from the end as from the sides, whose true place the diameter tells; times
+    ``EATEN``, found by blurring cylinders' shadows of 5 to 8 px and an absorption of 1 to 4.5.
+    """
+    short = 0.5 * (HALF_DEPTH * diameter_mm * _magnified(view, place_mm) - shadow.width_px)
+    grow = EATEN * min(max(short, 0.0), MOST_EATEN_PX)
+    first, last = (
+        replace(
+            end,
+            place_px=tuple(np.add(end.place_px, way * grow * shadow.direction).tolist()),
+            sigma_px=float(np.hypot(end.sigma_px, EATEN_SHARE * grow)),
+        )
+        for way, end in zip((-1.0, 1.0), shadow.ends, strict=True)
+    )
+    return replace(shadow, ends=(first, last))
+
+
+def _magnified(view: ProjectionModel, place_mm: Array) -> float:
+    """Return the pixels per mm across a ray at a place."""
+    focal = float(np.sqrt(view.intrinsics[0, 0] * view.intrinsics[1, 1]))
+    return focal / float(view.T_carm_from_object.apply(place_mm)[2])
 
 
 def angle_between_deg(a: ProjectionModel, b: ProjectionModel) -> float:
@@ -161,170 +321,9 @@ def _plane(view: ProjectionModel, shadow: Shadow) -> Array:
     return result
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fit:
-    tip_mm: Array
-    axis: Array
-
-
-class _Problem:
-    """What two shadows measure of a needle, one end of each taken as the tip."""
-
-    def __init__(
-        self,
-        views: tuple[ProjectionModel, ProjectionModel],
-        shadows: tuple[Shadow, Shadow],
-        which: tuple[int, ...],
-    ) -> None:
-        self._views, self._shadows = views, shadows
-        self._ends = [shadow.ends[n] for shadow, n in zip(shadows, which, strict=True)]
-        self.ends_px = [np.array(end.place_px) for end in self._ends]
-        blocks = []
-        for shadow, end in zip(shadows, self._ends, strict=True):
-            block = np.zeros((3, 3))
-            block[:2, :2] = np.linalg.inv(shadow.covariance)
-            block[2, 2] = 1.0 / end.sigma_px**2
-            blocks.append(block)
-        self._weight = np.zeros((6, 6))
-        self._weight[:3, :3], self._weight[3:, 3:] = blocks
-
-    def residual(self, tip: Array, axis: Array, motions: Array | None = None) -> Array:
-        """Return (6,): offset across and angle of each line, and its end along it, seen less measured.
-
-        ``motions`` (2, 6): how the views' places are off, (rotation about the tip, translation) of the needle.
-        """
-        found = []
-        for n, (view, shadow, end) in enumerate(zip(self._views, self._shadows, self.ends_px, strict=True)):
-            p, d = tip, axis
-            if motions is not None:
-                p, d = tip + motions[n, 3:], rotation_from_vector(motions[n, :3]) @ axis
-            seen, back = view.project(p), view.project(p - 10.0 * d)
-            line = seen - back
-            line = line / np.linalg.norm(line)
-            if line @ shadow.direction < 0.0:
-                line = -line
-            across = np.array([-shadow.direction[1], shadow.direction[0]])
-            turned = float(np.arctan2(line @ across, line @ shadow.direction))
-            offset = float((seen - shadow.point_px) @ across)
-            offset -= np.tan(turned) * float((seen - shadow.point_px) @ shadow.direction)
-            found += [offset, turned, float((seen - end) @ shadow.direction)]
-        return np.array(found)
-
-    def solve(self, start: _Fit) -> _Fit:
-        """Return the needle of least weighted squares (Gauss-Newton)."""
-        tip, axis = start.tip_mm, start.axis
-        for _ in range(STEPS):
-            basis = _across(axis)
-            jacobian = self._jacobian(tip, axis, basis)
-            normal = jacobian.T @ self._weight @ jacobian
-            step = np.linalg.solve(normal, -jacobian.T @ self._weight @ self.residual(tip, axis))
-            tip = tip + step[:3]
-            axis = axis + basis @ step[3:]
-            axis = axis / np.linalg.norm(axis)
-            if float(np.abs(step).max()) < 1e-7:
-                break
-        return _Fit(tip, axis)
-
-    def covariance(self, fit: _Fit, doubt: ViewDoubt) -> Array:
-        """Return (6, 6) of (tip, axis): of what was measured, and of the views' places."""
-        basis = _across(fit.axis)
-        jacobian = self._jacobian(fit.tip_mm, fit.axis, basis)
-        inverse = np.linalg.inv(jacobian.T @ self._weight @ jacobian)
-        gain = inverse @ jacobian.T @ self._weight
-        total = inverse
-        for moved in self._moved(fit):
-            effect = gain @ moved
-            total = total + effect * doubt.variances @ effect.T
-        wide = np.zeros((6, 5))
-        wide[:3, :3], wide[3:, 3:] = np.eye(3), basis
-        result: Array = wide @ total @ wide.T
-        return result
-
-    def _moved(self, fit: _Fit) -> list[Array]:
-        """Return for each view how its motion (rotation about the tip, translation) moves what was measured, (6, 6)."""
-        found = []
-        for view in range(2):
-            moved = np.zeros((6, 6))
-            for k in range(6):
-                step = 1e-5 if k < 3 else 1e-3
-                motions = np.zeros((2, 6))
-                motions[view, k] = step
-                ahead = self.residual(fit.tip_mm, fit.axis, motions)
-                moved[:, k] = (ahead - self.residual(fit.tip_mm, fit.axis, -motions)) / (2.0 * step)
-            found.append(moved)
-        return found
-
-    def apart_mm(self, fit: _Fit) -> float:
-        """Return how far apart the two views' tips lie along the needle."""
-        (a, _), (b, _) = self._along(fit)
-        return abs(a - b)
-
-    def contradiction(self, fit: _Fit, doubt: ViewDoubt) -> float:
-        """Return by how many sigmas the sixth measurement contradicts the other five.
-
-        Of what was measured, one combination no needle could change; its sigma is that of shadows and views' places.
-        """
-        jacobian = self._jacobian(fit.tip_mm, fit.axis, _across(fit.axis))
-        unmoved = np.linalg.svd(jacobian)[0][:, 5]
-        total = np.asarray(np.linalg.inv(self._weight), dtype=np.float64)
-        for effect in self._moved(fit):
-            total = total + effect * doubt.variances @ effect.T
-        sigma = float(np.sqrt(unmoved @ total @ unmoved))
-        return abs(float(unmoved @ self.residual(fit.tip_mm, fit.axis))) / sigma
-
-    def seen_mm(self, fit: _Fit) -> float:
-        """Return how much of the shaft both pictures show."""
-        lengths = []
-        for view, shadow in zip(self._views, self._shadows, strict=True):
-            lengths.append(shadow.length_px / max(self._pixels_per_mm(view, fit), 1e-6))
-        return min(lengths)
-
-    def _along(self, fit: _Fit) -> list[tuple[float, float]]:
-        """Return for each view where its end lies along the fitted axis (mm ahead of the tip), and one sigma."""
-        found = []
-        for view, shadow, end, px in zip(self._views, self._shadows, self._ends, self.ends_px, strict=True):
-            scale = self._pixels_per_mm(view, fit)
-            sign = np.sign(float((view.project(fit.tip_mm + fit.axis) - view.project(fit.tip_mm)) @ shadow.direction))
-            ahead = float((px - view.project(fit.tip_mm)) @ shadow.direction) * sign
-            found.append((ahead / max(scale, 1e-6), end.sigma_px / max(scale, 1e-6)))
-        return found
-
-    @staticmethod
-    def _pixels_per_mm(view: ProjectionModel, fit: _Fit) -> float:
-        return float(np.linalg.norm(view.project(fit.tip_mm + fit.axis) - view.project(fit.tip_mm)))
-
-    def _jacobian(self, tip: Array, axis: Array, basis: Array) -> Array:
-        columns = []
-        for k in range(5):
-            step = 1e-4 if k < 3 else 1e-6
-            move, turn = np.zeros(3), np.zeros(3)
-            if k < 3:
-                move[k] = step
-            else:
-                turn = step * basis[:, k - 3]
-            ahead, behind = self.residual(tip + move, axis + turn), self.residual(tip - move, axis - turn)
-            columns.append((ahead - behind) / (2.0 * step))
-        return np.column_stack(columns)
-
-
-def _across(axis: Array) -> Array:
-    """Return (3, 2): an orthonormal basis across a unit vector."""
-    basis: Array = np.linalg.svd(skew(axis))[0][:, :2]
-    return basis
-
-
-def _start(views: Sequence[ProjectionModel], ends_px: Sequence[Array], axis: Array) -> _Fit:
-    """Return the point nearest to the two rays through the ends."""
-    matrix, right = np.zeros((3, 3)), np.zeros(3)
-    for view, end in zip(views, ends_px, strict=True):
-        ray = view.directions @ [*end, 1.0]
-        across = np.eye(3) - np.outer(ray, ray) / (ray @ ray)
-        matrix += across
-        right += across @ view.source_mm
-    return _Fit(np.asarray(np.linalg.solve(matrix, right), dtype=np.float64), axis)
-
-
-def _hubwards(views: Sequence[ProjectionModel], shadows: Sequence[Shadow], which: Sequence[int], fit: _Fit) -> Array:
+def _hubwards(
+    views: Sequence[ProjectionModel], shadows: Sequence[Shadow], which: Sequence[int], fit: NeedleFit
+) -> Array:
     """Return about where the rest of the needle lies from this end, (3,)."""
     view, shadow = views[0], shadows[0]
     rest = np.array(shadow.ends[1 - which[0]].place_px) - np.array(shadow.ends[which[0]].place_px)
@@ -334,13 +333,16 @@ def _hubwards(views: Sequence[ProjectionModel], shadows: Sequence[Shadow], which
 
 
 def _directed(
-    agreeing: list[tuple[_Problem, _Fit]], heading: Array | None, near_mm: Array | None
-) -> tuple[_Problem, _Fit]:
+    agreeing: list[tuple[TwoShadows, NeedleFit]], heading: Array | None, near_mm: Array | None
+) -> tuple[TwoShadows, NeedleFit]:
     """Return the end that is the tip."""
     if near_mm is not None:
         return min(agreeing, key=lambda one: float(np.linalg.norm(one[1].tip_mm - near_mm)))
     if heading is not None:
-        return max(agreeing, key=lambda one: float(one[1].axis @ heading))
+        best = max(agreeing, key=lambda one: float(one[1].axis @ heading))
+        if float(best[1].axis @ heading) <= 0.0:
+            raise NeedleError(Why.NO_NEEDLE, "only the needle's hub end is in both pictures, by where it should point")
+        return best
     if len(agreeing) > 1:
         text = "both ends of the needle are in the pictures: which is the tip, the plan or a point near it must tell"
         raise NeedleError(Why.UNDIRECTED, text)

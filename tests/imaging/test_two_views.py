@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from navsrv.imaging.found import FoundNeedle, NeedleError, Why
-from navsrv.imaging.shadow import Radiograph, find_shadow
+from navsrv.imaging.shadow import Radiograph, find_shadows
 from navsrv.imaging.two_views import ViewDoubt, find_in_views, triangulate
 from navsrv.kernel.frames import Array, Rigid, rotation_from_vector
 from navsrv.kernel.projection import ProjectionModel
@@ -116,15 +116,15 @@ def test_the_doubt_of_the_views_places_is_that_of_views_which_are_off() -> None:
     """Views displaced by the stated sigmas move the tip as the covariance says."""
     rng = np.random.default_rng(9)
     images = [xray(o, [(TIP, AXIS)], rng) for o in (-30.0, 50.0)]
-    shadows = (find_shadow(images[0], WIDTHS_PX), find_shadow(images[1], WIDTHS_PX))
+    shadows = (find_shadows(images[0], WIDTHS_PX)[0], find_shadows(images[1], WIDTHS_PX)[0])
     views = (images[0].projection, images[1].projection)
     doubt = ViewDoubt(np.radians(0.2), 0.5)
-    base = triangulate(views, shadows, None, AXIS)
-    told = triangulate(views, shadows, doubt, AXIS).covariance - base.covariance
+    base = triangulate(views, shadows, DIAMETER_MM, None, AXIS)
+    told = triangulate(views, shadows, DIAMETER_MM, doubt, AXIS).covariance - base.covariance
     moved = []
     for _ in range(50):
         first, second = (_displaced(view, doubt, rng) for view in views)
-        needle = triangulate((first, second), shadows, doubt, AXIS)
+        needle = triangulate((first, second), shadows, DIAMETER_MM, doubt, AXIS)
         moved.append(np.concatenate([needle.tip_mm - base.tip_mm, needle.axis - base.axis]))
     spread = np.cov(np.array(moved).T)
     for part in (slice(0, 3), slice(3, 6)):
