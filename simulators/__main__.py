@@ -12,7 +12,10 @@ NAMES: Final = {
     "tracker": "an optical tracker with needle and reference, as PLUS would serve it over OpenIGTLink",
     "ndi": "an NDI tracker on a pseudo-terminal or TCP, by the Combined API",
     "carm": "a C-arm that pushes its pose and X-ray images",
+    "encoders": "the encoders of a C-arm on a pseudo-terminal",
+    "thermometer": "temperature probes that push OpenIGTLink SENSOR",
     "oarm": "an O-arm that pushes its volume's pose and a volume",
+    "video": "a C-arm's console with a video output, for frame grabbers",
     "demo": "the whole room at once",
     "scenario": "a story with faults, judged (navsrv simulate SCENARIO.toml)",
     "campaign": "thousands of insertions with sampled parameters, in virtual time (navsrv campaign)",
@@ -20,7 +23,7 @@ NAMES: Final = {
 }
 HELP: Final = (
     "usage: python -m simulators NAME [options]\n\n"
-    + "".join(f"  {name:9}{what}\n" for name, what in NAMES.items())
+    + "".join(f"  {name:13}{what}\n" for name, what in NAMES.items())
     + "\nexample:\n  python -m simulators tracker --help"
 )
 

@@ -1,8 +1,8 @@
 """Owns the C-arm simulator: pushes its pose at 30 Hz and, when told to shoot, moves there and takes an X-ray image.
 
 The image comes with the stamp of the exposure, and with the poses of C-arm and detector at that stamp, as the encoders
-tell them; or angles go over a serial line, or a tracker sees a body on the C (``carm_links``).  The truth, with sag and
-play, is printed for whoever judges.
+tell them; or angles go over a serial line, or a tracker sees a body on the C (``carm_links``); or images are shown on a
+screen with a video output (``carm_video``).  The truth, with sag and play, is printed for whoever judges.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from simulators.arguments import Parser, add_dicom, add_room, add_server, breath
 from simulators.carm_camera import Camera, Picture, Shot, camera_of, parse_order, receptor_of
 from simulators.carm_links import T_CARM_FROM_BODY, EncoderPort, Sightings
 from simulators.carm_motion import EXACT, STAND, STIFF, Flex, Gantry, Position, nominal_pose, view_of
+from simulators.carm_video import ScreenPort
 from simulators.dicom_out import DicomSender, Study, positioner_angles_deg, xray_object
 from simulators.link import Client, Jobs, Loop, emit, parse_address
 from simulators.world.imaging import VIEWS, Detector
@@ -71,6 +73,7 @@ class Carm:
         self._setup, self._gantry, self._dicom = setup, gantry, dicom
         self._encoders: EncoderPort | None = None
         self._sightings: Sightings | None = None
+        self._screen: ScreenPort | None = None
         self._rng = stream(setup.scene.seed, Stream.CARM)
         self._shots: list[Shot] = []
         self._count = 0
@@ -90,6 +93,12 @@ class Carm:
         self._sightings = Sightings(self.loop, port, self._setup.scene)
         return self._sightings.port
 
+    def open_video(self, port: int, marker: Path | None) -> dict[str, Any]:
+        """Show images on a screen with a video output in place of pushing them; return the port, and where they are."""
+        size = self._gantry.detector.columns
+        self._screen = ScreenPort(port, size, self._setup.scene.seed, marker)
+        return self._screen.facts
+
     def warm_up(self) -> None:
         """Compile and touch everything that an exposure needs, before anybody waits for one."""
         self._picture(Shot(Position(), "ap"), self._gantry, time.time_ns())
@@ -98,7 +107,7 @@ class Carm:
     def close(self) -> None:
         """Let go of sockets and thread."""
         self._client.close()
-        for link in (self._encoders, self._sightings):
+        for link in (self._encoders, self._sightings, self._screen):
             if link is not None:
                 link.close()
         self._jobs.close()
@@ -118,25 +127,30 @@ class Carm:
             room = self._setup.scene.T_tracker_from_ct @ self._setup.stand.T_ct_from_stand
             self._sightings.see(room @ hung, time_ns)
         else:
-            self._client.offer(encode_pose(self._pose(gantry), time_ns))
+            # A video says nothing of the detector, so that its place goes with every pose.
+            place = b"" if self._screen is None else encode_place(gantry.detector, time_ns)
+            self._client.offer(encode_pose(self._pose(gantry), time_ns) + place)
 
     def _tick(self, deadline_ns: int) -> None:
         self._client.tick()
         time_ns = time.time_ns()
-        if self._shots:
+        if self._shots and not (self._screen is not None and self._screen.busy):
             self._gantry = self._gantry.moved(_towards(self._gantry.drive, self._shots[0].to, self._reach_deg))
         gantry = self._gantry
         self._tell_pose(gantry, time_ns)
         if self._shots and gantry.drive == self._shots[0].to:
             shot = self._shots.pop(0)
+            if self._screen is not None and shot.view is not None:
+                self._screen.await_picture()
             if shot.view is None:
                 emit({"event": "moved", "orbit_deg": gantry.drive.orbit_deg, "tilt_deg": gantry.drive.tilt_deg})
             else:
                 self._jobs.submit(lambda: self._expose(shot, gantry, time_ns))
         for data in self._jobs.done():
             emit(self._told.popleft())
-            self._client.push(data)
-            emit({"event": "image", "bytes": len(data)})
+            if data:
+                self._client.push(data)
+                emit({"event": "image", "bytes": len(data)})
         if self._held is not None and self._setup.hold_hz > 0.0:
             data, due_ns = self._held
             if time_ns >= due_ns:
@@ -150,6 +164,9 @@ class Carm:
         return self._setup.speed_deg_s / RATE_HZ
 
     def _command(self, order: dict[str, Any]) -> None:
+        if self._screen is not None and order["do"] == "show":
+            self._screen.command(order)
+            return
         self._shots.append(parse_order(order))
 
     def _picture(self, shot: Shot, gantry: Gantry, time_ns: int) -> tuple[Picture, dict[str, Any]]:
@@ -188,6 +205,9 @@ class Carm:
             self._dicom.submit(
                 [xray_object(picture.pixels, nominal, angles, picture.kvp, stored, study, self._count, time_ns)]
             )
+        if self._screen is not None:
+            self._screen.expose(picture.pixels)
+            return b""
         if self._encoders is not None or self._sightings is not None:
             return image
         return encode_pose(self._pose(gantry), time_ns) + encode_place(nominal, time_ns) + image
@@ -236,6 +256,7 @@ def arguments() -> Parser:
         'with "solids":[{"kind":"screw|cannula|needle|cement|table|rings|grid",..}] more (docs/simulators.md).\n'
         '{"do":"stop"} or the end of standard input stops it. With --dicom each image is also sent as XA.\n'
         "With --encoders or --tracked only the image is pushed; how its pose goes is printed with the ready line.\n"
+        'With --video, {"do":"show",..} turns the picture at the console as in navsrv simulate video.\n'
         "The true projection of each image (3 x 4, CT millimetres to pixels) is printed.",
         '(echo \'{"do":"shoot","view":"ap"}\'; sleep 20) | navsrv simulate carm --case sacrum --server 127.0.0.1:18945',
     )
@@ -256,6 +277,8 @@ def arguments() -> Parser:
     add("--encoder-deg", type=number(0.0, 5.0, "deg"), default=0.0, help="step of the encoders (0: exact)")
     add("--encoders", action="store_true", help="angles over a pseudo-terminal (docs/carm_encoders.md), no poses")
     add("--tracked", type=whole(0, 65535), metavar="PORT", help="serve ReferenceToTracker and CarmBodyToTracker there")
+    add("--video", type=whole(0, 65535), metavar="PORT", help="show images by MJPEG there, live, then held")
+    add("--video-marker", type=Path, metavar="FILE", help="write the lead marker's shadow in that video there")
     add("--hold-hz", type=number(0.0, 30.0, "Hz"), default=0.0, help="last-image-hold: send the image again (0: off)")
     add("--no-table", action="store_true", help="no table top in the beam")
     add("--no-patient", action="store_true", help="nobody on the table: for phantoms")
@@ -292,6 +315,8 @@ def main(argv: list[str]) -> int:
             ready["port"] = carm.open_tracker(args.tracked)
             ready["T_pose_from_image"] = T_CARM_FROM_BODY.inverse().matrix.tolist()
             ready["T_carm_from_image"] = detector.T_carm_from_image.matrix.tolist()
+        if args.video is not None:
+            ready |= carm.open_video(args.video, args.video_marker)
         carm.warm_up()
         emit(ready)
         carm.loop.run()

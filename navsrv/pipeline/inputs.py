@@ -5,7 +5,7 @@ Everything that can change a frame is an input with its time; nothing else may.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -141,12 +141,17 @@ class ToDevice(msgspec.Struct, frozen=True, gc=False):
     effect: Effect
 
 
+SHOWINGS: Final = ("live", "held", "no signal", "unknown")
+"""What the screen of a C-arm's video may show."""
+
+
 class SourceReport(msgspec.Struct, frozen=True, gc=False):
     """What one source's samples and stamps came to; for metrics, not for frames.
 
     ``counts`` are since the start.  Clock fields are null while the source's stamps mean nothing: offset (our monotonic
     clock less the stamp, the shortest way included) in seconds, drift in ppm (positive: the source's clock is fast),
-    each with its standard deviation; ``unknown_latency_s`` is what no one-way stamp can tell.
+    each with its standard deviation; ``unknown_latency_s`` is what no one-way stamp can tell.  ``showing``: of a video,
+    what its screen shows.
     """
 
     source: str
@@ -158,6 +163,7 @@ class SourceReport(msgspec.Struct, frozen=True, gc=False):
     offset_sigma_s: float | None = None
     drift_ppm: float | None = None
     drift_sigma_ppm: float | None = None
+    showing: str | None = None
 
 
 class EndLink(msgspec.Struct, frozen=True, gc=False):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.config_dicom import DicomConfig
+from navsrv.server.config_grabber import GrabberConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +39,13 @@ class DicomBoot:
     sources: dict[str, ImagingConfig]
     host: str
     port: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrabberBoot:
+    """For the process of one C-arm's video; shots are left in ``folder``."""
+
+    name: str
+    config: GrabberConfig
     folder: str

@@ -22,6 +22,7 @@ from navsrv.pipeline.setup import GAUGE_MM
 from navsrv.server.config_dicom import PORT as DICOM_PORT
 from navsrv.server.config_dicom import DicomConfig, DicomSourceConfig, check_dicom
 from navsrv.server.config_doubt import TissueConfig, check_inflation
+from navsrv.server.config_grabber import GrabberConfig, check_grabbers, located
 from navsrv.server.config_ndi import NdiConfig, check_ndi, inlined, poses_of
 
 T = TypeVar("T")
@@ -106,12 +107,14 @@ class InsertConfig:
 
 @dataclass(frozen=True, slots=True)
 class ProbeConfig:
-    """A temperature probe: a reading of a device that pushes OpenIGTLink SENSOR to the devices port.
+    """A temperature probe: a reading of a device that pushes OpenIGTLink SENSOR, or sends it on a tracker's link.
 
     Limits in degrees Celsius, hot and cold.  Defaults are defaults: confirm them locally.
     """
 
     device: str
+    tracker: str = ""
+    """On whose link its messages come; empty for a device that pushes to the devices port."""
     channel: int = rule(0, low=0, high=254)
     rate_hz: float = rule(1.0, low=0.01, high=1000.0)
     unit: Literal["celsius", "kelvin"] = "celsius"
@@ -204,8 +207,10 @@ class ImagingConfig:
     """Where the image's frame (of X-rays the C-arm's) is in that of ``pose``: calibrated, of a body on the device."""
     T_carm_from_image: tuple[tuple[float, ...], ...] | None = rule(None, length=4, low=-1e5, high=1e5)
     """Of X-rays: where the detector's millimetres are in the C-arm's frame, where no device tells it."""
-    connect: Literal["openigtlink", "dicom"] = "openigtlink"
+    connect: Literal["openigtlink", "dicom", "grabber"] = "openigtlink"
     dicom: DicomSourceConfig = rule(factory=DicomSourceConfig)
+    grabber: GrabberConfig | None = None
+    """Of a C-arm whose pictures come by its video output; ``image`` is then what they are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +333,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         name: tracker if tracker.ndi is None else replace(tracker, ndi=inlined(tracker.ndi, path.parent))
         for name, tracker in config.trackers.items()
     }
-    return replace(config, trackers=trackers)
+    imaging = {
+        name: source if source.grabber is None else replace(source, grabber=located(source.grabber, path.parent))
+        for name, source in config.imaging.items()
+    }
+    return replace(config, trackers=trackers, imaging=imaging)
 
 
 def resolved(config: Config) -> Config:
@@ -424,7 +433,17 @@ def _cross_check(checker: Checker, data: dict[str, Any], folder: Path) -> None:
             checker.fault(
                 f"imaging.{name}.encoders.table", f"{table}: no such file", "what navsrv calibrate carm wrote"
             )
-    check_probes(checker, _sound(ProbeConfig, data.get("probes")))
+    check_grabbers(checker, _sound(ImagingConfig, data.get("imaging")), folder)
+    probes = _sound(ProbeConfig, data.get("probes"))
+    check_probes(checker, probes)
+    for name, probe in probes.items():
+        if probe.tracker and probe.tracker not in (data.get("trackers") or {}):
+            right = "one of " + (", ".join(data.get("trackers") or {}) or "none")
+            checker.fault(f"probes.{name}.tracker", f"{probe.tracker!r} is not configured", right)
+        elif probe.tracker in trackers and trackers[probe.tracker].ndi is not None:
+            checker.fault(f"probes.{name}.tracker", f"{probe.tracker!r} speaks no OpenIGTLink", "a tracker that does")
+        elif probe.tracker in trackers and trackers[probe.tracker].connect == "listener":
+            checker.fault(f"probes.{name}.tracker", f"{probe.tracker!r} pushes to the devices port", "no such key")
     _check_alarms(checker, data.get("alarms"))
     check_inflation(checker, (data.get("registration") or {}).get("inflation"))
     server = Checker("").table(ServerConfig, data.get("server", {}), "")
@@ -579,9 +598,9 @@ def _check_tool(checker: Checker, path: str, tool: ToolConfig, trackers: Mapping
 
 def check_probes(checker: Checker, probes: Mapping[str, ProbeConfig]) -> None:
     """Note limits that are not in their order, and two probes that are one reading."""
-    owners: dict[tuple[str, int], str] = {}
+    owners: dict[tuple[str, str, int], str] = {}
     for name, probe in probes.items():
-        owner = owners.setdefault((probe.device, probe.channel), name)
+        owner = owners.setdefault((probe.tracker, probe.device, probe.channel), name)
         if owner != name:
             wrong = f"{probe.device!r} channel {probe.channel} is that of probes.{owner}"
             checker.fault(f"probes.{name}.channel", wrong, "one of its own")

@@ -21,6 +21,7 @@ import zmq.asyncio
 from aiohttp import WSCloseCode, WSMsgType, web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from navsrv.pipeline.inputs import SHOWINGS
 from navsrv.server.boots import HubBoot
 from navsrv.server.scenery import Scenery
 from navsrv.wire.guidance import STATES
@@ -81,6 +82,7 @@ class WebDisplays:
         app.router.add_get("/api/volume", self._volume)
         app.router.add_get("/api/registration/{name:\\w+}/overlay", self._overlay)
         app.router.add_get("/api/fluoro/latest", self._fluoro)
+        app.router.add_get("/api/video/{name:[\\w-]+}", self._video)
         app.router.add_get("/api/fluoro/{name:[\\w-]+\\.png}", self._fluoro_image)
         app.router.add_static("/static", STATIC)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -133,6 +135,9 @@ class WebDisplays:
 
     async def _fluoro(self, request: web.Request) -> web.StreamResponse:
         return self._session_file("fluoro.json")
+
+    async def _video(self, request: web.Request) -> web.StreamResponse:
+        return self._session_file(f"video-{request.match_info['name']}.json")
 
     async def _fluoro_image(self, request: web.Request) -> web.StreamResponse:
         return self._session_file(request.match_info["name"])
@@ -246,6 +251,7 @@ class Metrics:
             "drift_ppm": gauge("navsrv_source_clock_drift_ppm", "How much faster the source's clock runs", of_source),
             "drift_sigma_ppm": gauge("navsrv_source_clock_drift_sigma_ppm", "Of the drift", of_source),
         }
+        self._showing = gauge("navsrv_video_showing", "1 for what a C-arm's screen shows", ("source", "showing"))
         self._dicom = gauge("navsrv_dicom", "What the DICOM server counted since its start", ("what",))
         of_probe = ("probe",)
         self._celsius = gauge("navsrv_temperature_celsius", "Newest reading; NaN when it is not current", of_probe)
@@ -275,6 +281,8 @@ class Metrics:
             self._connected.labels(report.source).set(float(report.connected))
             for what, count in report.counts.items():
                 self._samples.labels(report.source, what).set(count)
+            for showing in SHOWINGS if report.showing is not None else ():
+                self._showing.labels(report.source, showing).set(float(showing == report.showing))
             for name, gauge in self._clock.items():
                 value: float | None = getattr(report, name)
                 gauge.labels(report.source).set(float("nan") if value is None else value)

@@ -43,6 +43,7 @@ from navsrv.server.channel import ChannelClosed
 from navsrv.server.config import Config, resolved
 from navsrv.server.dicom_intake import DicomIntake, Tellings
 from navsrv.server.fluoroscopy import write_fluoroscopy
+from navsrv.server.grabbers import CarmVideo
 from navsrv.server.imaging import DeviceListener
 from navsrv.server.operations import OPERATIONS, Refused, listing
 from navsrv.server.placing import Arrival, Exposure, Placing
@@ -77,7 +78,7 @@ class Session:
         self._ended: asyncio.Future[str | None]
         self._children: list[Child] = []
         self._dicom: DicomIntake | None = None
-        self._lines: list[CarmLine] = []
+        self._lines: list[CarmLine | CarmVideo] = []
         self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         self._placing = Placing(config, self._ask_loop, self._note)
         ways = Ways(self._to_loop, self._note, self._newest_registration)
@@ -135,6 +136,11 @@ class Session:
             CarmLine(name, imaging, self._placing.give, self._placing.lose, self._note)
             for name, imaging in self.config.imaging.items()
             if imaging.encoders is not None
+        ]
+        self._lines += [
+            CarmVideo(name, imaging, self.folder, self._on_arrival, self._placing.refuse, self._note)
+            for name, imaging in self.config.imaging.items()
+            if imaging.grabber is not None
         ]
         if self.config.dicom is not None:
             tell = Tellings(self._on_arrival, self._note, self._tell_dicom_counts)

@@ -105,10 +105,17 @@ class Console:
     """Half a frame later, of an interlaced camera."""
     _stuck: NDArray[np.uint8] | None = field(default=None, repr=False)
     _moved: float = 0.0
+    _pools: dict[tuple[int, ...], NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def change(self, **how: Any) -> None:
         """Show it otherwise from the next frame on."""
         self.screen = replace(self.screen, **how)
+
+    def call(self) -> None:
+        """Show the scene as a stored picture: it is there at once, without the beam."""
+        self._moved += 1.0
+        self._picture = self._exposed(self._moved, np.random.default_rng((self.seed, 0, self.frame)))
+        self._other = None
 
     def next(self) -> tuple[NDArray[np.uint8], Truth]:
         """Return the next frame, (height, width, 3), and what is true of it."""
@@ -134,12 +141,25 @@ class Console:
         if any(self.drift_px):
             scene = shifted(scene, (moved * self.drift_px[0], moved * self.drift_px[1]))
         lit = lit_scene(scene)
-        levels = 255.0 * lit + self.screen.quantum * np.sqrt(2.0 * lit) * rng.standard_normal(lit.shape, np.float32)
+        levels = 255.0 * lit + self.screen.quantum * np.sqrt(2.0 * lit) * self._noise(lit.shape, rng)
         return np.clip(levels, 0.0, 255.0)
+
+    def _noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Return white noise of one frame: a window, somewhere, of a larger field, with either sign.
+
+        Two frames share a window once in ten thousand times; drawing each anew would take most of a frame's time.
+        """
+        pool = self._pools.get(shape)
+        if pool is None:
+            larger = (shape[0] + 97, shape[1] + 89)
+            pool = self._pools[shape] = np.random.default_rng(self.seed).standard_normal(larger, np.float32)
+        y, x = rng.integers(0, 97), rng.integers(0, 89)
+        window: NDArray[np.float32] = pool[y : y + shape[0], x : x + shape[1]] * np.float32(rng.choice((-1.0, 1.0)))
+        return window
 
     def _sent(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         screen = self.screen
-        frame = np.zeros((screen.height, screen.width))
+        frame = np.zeros((screen.height, screen.width), np.float32)
         colour = np.ones(3)
         if screen.signal == "blue":
             frame += 200.0
@@ -155,9 +175,9 @@ class Console:
             # What a console writes beside its picture; the clock goes on.
             words = f"NAVSRV SIM  {self.frame // 25:05d}"
             cv2.putText(frame, words, (6, screen.height - 8), cv2.FONT_HERSHEY_PLAIN, 1.0, 200.0)
-        frame += screen.digitiser * rng.standard_normal(frame.shape, np.float32)
+        frame += np.float32(screen.digitiser) * self._noise(frame.shape, rng)
         levels = np.clip(np.rint(frame), 0.0, 255.0)
-        return (levels[..., None] * colour).astype(np.uint8)
+        return np.stack([(levels * c).astype(np.uint8) for c in colour], axis=-1)
 
     def _shown(self, picture: Array) -> Array:
         screen = self.screen

@@ -20,7 +20,7 @@ from devices.frame_grabber_picture import Framing, Scan, one_field
 from simulators.world.video import Console, Screen, Truth, bones, marker_picture
 
 SIZE = 128
-SCREEN = Screen(208, 152, (40, 12), SIZE)
+SCREEN = Screen(208, 180, (40, 12), SIZE)
 CROP = (40, 12, SIZE, SIZE)
 PERIOD_NS = 40_000_000
 WALL_NS = 1_700_000_000_000_000_000
@@ -163,8 +163,8 @@ def turned_by_hand(n: int, console: Console) -> None:
         ("the input is interlaced", {"interlaced": True, "drift_px": (5.0, 0.0)}),
         ("called up", {"act": called_up}),
         ("shortly before the exposure ended", {"act": turned_by_hand}),
-        ("the frame is 208 x 152, declared 640 x 480", {"declared": spec(framing=Framing(CROP, frame=(640, 480)))}),
-        ("beyond the frame of 208 x 152", {"declared": spec(framing=Framing((100, 100, 128, 128)))}),
+        ("the frame is 208 x 180, declared 640 x 480", {"declared": spec(framing=Framing(CROP, frame=(640, 480)))}),
+        ("beyond the frame of 208 x 180", {"declared": spec(framing=Framing((100, 100, 128, 128)))}),
         ("no signal: the screen is black", {"signal": "black"}),
         ("no signal: the screen is coloured", {"signal": "blue"}),
     ],
