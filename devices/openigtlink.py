@@ -27,6 +27,7 @@ from navsrv.wire.openigtlink import (
     Position,
     QTData,
     Query,
+    Sensor,
     Status,
     TData,
     Transform,
@@ -119,6 +120,8 @@ class OpenIgtLinkSource(UnaskedSource):
         self.counts = counts
         self.jumped = False
         """Whether the last ``feed`` saw the device's clock jump against ours."""
+        self.readings: list[tuple[str, int | None, Sensor]] = []
+        """SENSOR messages of the last ``feed``: device, its stamp (ns since the epoch), None without one, and body."""
         self._framer = Framer(max_body_bytes=MAX_MESSAGE_BYTES)
         self._frames: dict[str, tuple[Frame, Frame] | None] = {}
         self._last_stamp: dict[str, int] = {}
@@ -151,6 +154,7 @@ class OpenIgtLinkSource(UnaskedSource):
 
     def _samples(self, messages: list[Message], received_ns: int, wall_ns: int) -> list[PoseSample]:
         samples: list[PoseSample] = []
+        self.readings = [(m.device, self._stamp(m.timestamp), m.body) for m in messages if isinstance(m.body, Sensor)]
         for message in messages:
             for name, matrix in _poses(message):
                 sample = self._sample(message, name, matrix, received_ns, wall_ns)

@@ -31,6 +31,8 @@ class ProbeSpec:
     ----------
     name : str
         What operators call it.
+    source : str
+        The tracker on whose link it comes; empty for one that pushes to the devices port.
     device : str
         Device name of the SENSOR message on the wire.
     channel : int
@@ -45,6 +47,7 @@ class ProbeSpec:
     channel: int
     rate_hz: float
     unit: Literal["celsius", "kelvin"] = "celsius"
+    source: str = ""
 
 
 @dataclass(slots=True)
@@ -64,6 +67,8 @@ class Probe:
         self.spec = spec
         self.counts = ProbeCounts()
         self.rule = FreshnessRule.for_rate(spec.rate_hz, stale_ms=2000.0, lost_ms=10_000.0)
+        self.reason = f"{spec.name}: no reading yet"
+        """Why the newest message was not believed; empty when it was."""
         self._stamp: int | None = None
         self._readings: deque[tuple[int, float]] = deque(maxlen=64)
 
@@ -76,7 +81,7 @@ class Probe:
                 self.counts.late += 1
             return
         self._stamp = stamp_ns
-        value = self._celsius(body)
+        value, self.reason = self._celsius(body)
         if value is None:
             self.counts.refused += 1
             self._readings.clear()
@@ -110,10 +115,14 @@ class Probe:
             return None
         return math.fsum((t - mean_t) * (c - mean_c) for t, (_, c) in zip(times, recent, strict=True)) / spread
 
-    def _celsius(self, body: Sensor) -> float | None:
-        """Return the message's reading, None when the device doubts it or it is none."""
-        if body.status != 0 or self.spec.channel >= len(body.values):
-            return None
-        value = float(body.values[self.spec.channel])
-        value -= ZERO_C_IN_K if self.spec.unit == "kelvin" else 0.0
-        return value if LOWEST_C <= value <= HIGHEST_C else None  # what is no number fails both
+    def _celsius(self, body: Sensor) -> tuple[float | None, str]:
+        """Return (the message's reading, ""), or None and why: the device doubts it, or it is none."""
+        name, channel = self.spec.name, self.spec.channel
+        if body.status != 0:
+            return None, f"{name}: the device says status {body.status}"
+        if channel >= len(body.values):
+            return None, f"{name}: {len(body.values)} readings came, and none of channel {channel}"
+        value = float(body.values[channel]) - (ZERO_C_IN_K if self.spec.unit == "kelvin" else 0.0)
+        if not LOWEST_C <= value <= HIGHEST_C:  # what is no number fails both
+            return None, f"{name}: {value:g} degrees are no temperature: a broken wire?"
+        return value, ""

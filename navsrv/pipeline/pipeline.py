@@ -139,8 +139,7 @@ class Pipeline:
             case NeedleIn():
                 return self._shown_needle(item)
             case SensorIn():
-                self._room.probes.take(item)
-                return []
+                return [*self._room.probes.take(item)]
             case ShellReport():
                 return self._reported(item)
             case _:
@@ -205,6 +204,8 @@ class Pipeline:
             return [Note(item.received_ns, "bytes_without_link", f"bytes of {item.source} before its link", {})]
         samples, ended = driver.feed(item.data, item.received_ns, item.wall_ns)
         tail: list[Output] = [*driver.effects(), *ended]
+        for device, stamp_ns, body in driver.readings():
+            tail += self._room.probes.take_from(item.source, device, stamp_ns, body, item.received_ns)
         if source.jumped:
             text = f"the clock of source {item.source} jumped"
             self._room.tell(Present(Condition.CLOCK_JUMP, item.source, text))
@@ -268,10 +269,11 @@ class Pipeline:
         if max_age_ns is not None:
             self._expire(now_ns, max_age_ns)
         frame = guide.frame(now_ns, self._room, self._registrations)
-        if not guide.notes:
+        changes = self._room.probes.changes(now_ns)
+        if not guide.notes and not changes:
             return [frame]
         notes, guide.notes = guide.notes, []
-        return [frame, *notes]
+        return [frame, *notes, *changes]
 
     def _shown_needle(self, item: NeedleIn) -> list[Output]:
         guide = self._still[item.tool]

@@ -1,6 +1,7 @@
 """Owns what frames say of temperature probes: degrees, their change, age and level, each with a validity of its own.
 
 Geometry that is lost takes no temperature with it, and a probe that fell silent is unknown, never the last value.
+What becomes known or unknown, and every change of level, is a note for the log.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from devices.thermometer import Probe
-from navsrv.pipeline.inputs import SensorIn, SourceReport
+from navsrv.pipeline.inputs import Note, SensorIn, SourceReport
 from navsrv.pipeline.setup import ProbeSetup
 from navsrv.wire.guidance import Temperature
 from navsrv.wire.openigtlink import Sensor
@@ -29,13 +30,32 @@ class Probes:
 
     def __init__(self, setups: Sequence[ProbeSetup]) -> None:
         self._setups = [(setup, Probe(setup.spec)) for setup in setups]
+        self._levels = ["unknown"] * len(self._setups)
 
-    def take(self, item: SensorIn) -> None:
-        """Take a SENSOR message: it is for every probe that names its device."""
+    def take(self, item: SensorIn) -> list[Note]:
+        """Take a SENSOR message of the devices port; return what the log must say."""
         body = Sensor(item.values, item.unit, item.status)  # type: ignore[arg-type]  # frozen to an array
-        for setup, probe in self._setups:
-            if setup.spec.device == item.device:
-                probe.take(body, item.stamp_ns, item.received_ns)
+        return self.take_from("", item.device, item.stamp_ns, body, item.received_ns)
+
+    def take_from(self, source: str, device: str, stamp_ns: int | None, body: Sensor, received_ns: int) -> list[Note]:
+        """Take what a device said on a tracker's link: it is for every probe that names both."""
+        mine = [probe for setup, probe in self._setups if (setup.spec.source, setup.spec.device) == (source, device)]
+        for probe in mine:
+            probe.take(body, stamp_ns, received_ns)
+        return self.changes(received_ns) if mine else []
+
+    def changes(self, now_ns: int) -> list[Note]:
+        """Return what the log must say of probes whose level, or standing, has changed since it was last asked."""
+        notes = []
+        for n, (setup, probe) in enumerate(self._setups):
+            celsius, before = probe.celsius(now_ns), self._levels[n]
+            level = self._levels[n] = level_of(setup, celsius)
+            if level != before:
+                silent = f"{setup.spec.name}: no reading for {(probe.age_ns(now_ns) or 0) / 1e9:.1f} s"
+                now = probe.reason or silent if celsius is None else f"{setup.spec.name}: {celsius:.1f} degrees C"
+                fields = {"probe": setup.spec.name, "celsius": celsius, "level": level, "before": before}
+                notes.append(Note(now_ns, "temperature", f"{now}, level {level} (was {before})", fields))
+        return notes
 
     def shown(self, now_ns: int) -> list[Temperature]:
         """Return the probes as frames say them at ``now_ns``."""

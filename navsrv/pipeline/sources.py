@@ -12,6 +12,7 @@ from devices.source import PoseSource
 from navsrv.kernel.errors import DeviceError, RemoteProtocolError
 from navsrv.kernel.samples import PoseSample
 from navsrv.pipeline.inputs import EndLink, SourceReport, ToDevice
+from navsrv.wire.openigtlink import Sensor
 
 NEVER_NS = 1 << 62
 
@@ -42,6 +43,10 @@ class Driver:
             self.source = None
             found = fault.messages if isinstance(fault, RemoteProtocolError) else []
             return [s for s in found if isinstance(s, PoseSample)], [EndLink(self.spec.name, str(fault))]
+
+    def readings(self) -> list[tuple[str, int | None, Sensor]]:
+        """Return what sensors said in the bytes last fed: device, its stamp, and what it said."""
+        return self.source.readings if isinstance(self.source, OpenIgtLinkSource) else []
 
     def tick(self, now_ns: int) -> list[EndLink]:
         """Do what is due; return the order to end the connection when the device failed."""

@@ -61,7 +61,7 @@ class DeviceListener:
         self._source_of = _sources_by_name(config, self._pushed)
         self._placing = placing
         self._on_arrival, self._on_bytes, self._on_link, self._on_note = on_arrival, on_bytes, on_link, on_note
-        self._probed = {probe.device for probe in config.probes.values()} if on_sensor is not None else set()
+        self._probed = {p.device for p in config.probes.values() if not p.tracker} if on_sensor is not None else set()
         self._on_sensor = on_sensor
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()

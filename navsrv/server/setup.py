@@ -148,7 +148,7 @@ def _zone(zone: ZoneConfig | None) -> ZoneSetup | None:
 
 def _probe(name: str, probe: ProbeConfig) -> ProbeSetup:
     return ProbeSetup(
-        ProbeSpec(name, probe.device, probe.channel, probe.rate_hz, probe.unit),
+        ProbeSpec(name, probe.device, probe.channel, probe.rate_hz, probe.unit, probe.tracker),
         probe.caution_c,
         probe.warning_c,
         probe.cold_caution_c,

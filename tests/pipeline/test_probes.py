@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from devices.thermometer import ProbeSpec
 from navsrv.pipeline.inputs import SensorIn
 from navsrv.pipeline.setup import ProbeSetup
 from navsrv.wire.guidance import Temperature
+from navsrv.wire.openigtlink import Message, Sensor, encode, timestamp_from_ns
 from tests.pipeline.room import EPOCH_NS, MS, Room, at, make_setup, preset
 
 LIMITS = (42.0, 45.0, 15.0, 10.0)
@@ -112,3 +114,45 @@ def test_another_device_is_not_listened_to() -> None:
     live = room()
     read(live, 37.0, device="Other")
     assert shown(live).celsius is None
+
+
+def sensor(celsius: float, now_ns: int, device: str = "Thermo") -> bytes:
+    return encode(Message(device, timestamp_from_ns(EPOCH_NS + now_ns), Sensor(np.array([99.0, celsius]))))
+
+
+def test_readings_on_a_trackers_own_link_are_read_where_that_is_configured_and_nowhere_else() -> None:
+    on_link = ProbeSetup(ProbeSpec("On link", "Thermo", 1, 2.0, source="main"), *LIMITS)
+    pushed = ProbeSetup(ProbeSpec("Pushed", "Thermo", 1, 2.0), *LIMITS)
+    live = Room(make_setup(preset=preset(), probes=(on_link, pushed)))
+    frame = live.read(live.pose("Reference"), sensor(43.0, live.now_ns), live.pose("Needle", at(0.0, 0.0, 60.0)))[-1]
+    assert frame.state == "OK"  # in the middle of poses
+    live.wait(10)
+    frame = live.pair(at(0.0, 0.0, 60.0))
+    assert [(t.name, t.celsius, t.level) for t in frame.temperatures] == [
+        ("On link", 43.0, "caution"),
+        ("Pushed", None, "unknown"),
+    ]
+    live.down()
+    live.wait(2100)
+    live.tick()
+    assert live.frames[-1].temperatures[0].level == "unknown"
+
+
+def test_every_change_of_a_probe_is_logged_once_with_its_reason() -> None:
+    live = room()
+    for celsius, status in ((37.0, 0), (37.1, 0), (46.0, 0), (46.0, 13)):
+        read(live, celsius, status=status)
+        live.pair(at(0.0, 0.0, 60.0))
+        live.wait(100)
+    read(live, 37.0)
+    for _ in range(30):  # poses go on, readings do not
+        live.wait(100)
+        live.pair(at(0.0, 0.0, 60.0))
+    said = [note.text for note in live.notes if note.event == "temperature"]
+    assert said[:4] == [
+        "S1 left: 37.0 degrees C, level none (was unknown)",
+        "S1 left: 46.0 degrees C, level warning (was none)",
+        "S1 left: the device says status 13, level unknown (was warning)",
+        "S1 left: 37.0 degrees C, level none (was unknown)",
+    ]
+    assert said[4:] == ["S1 left: no reading for 2.1 s, level unknown (was none)"]
