@@ -1,6 +1,6 @@
 """Drivers on their real lines, each against its simulator, behind one face: what the contract suite asks of all.
 
-A room for another driver (a C-arm's encoders, a frame grabber) is one more row of ``ROOMS``.
+A room for another driver is one more row of ``ROOMS``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 import tty
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from devices.carm_encoders import EncoderCounts
 from devices.ndi import NdiTracker
 from devices.ndi_readings import NdiCounts, NdiSpec, NdiTool
 from devices.ndi_rom import read_rom
@@ -29,22 +29,13 @@ from devices.source import Break, PoseSource, Send, SetLine
 from navsrv.kernel.errors import DeviceError, RemoteProtocolError
 from navsrv.kernel.samples import PoseSample, Tracking
 from simulators.dicom_out import Study, volume_objects
+from tests.devices.grabber_room import GrabberRoom
+from tests.devices.seen import PATIENCE_S, Seen
 from tests.server.dicom_room import Listener, associate_request, ended, raw, store
 from tests.simulators.processes import Simulator, running
 
-PATIENCE_S = 30.0
 TOOLS = ("NeedleToTracker", "ReferenceToTracker")
 SPEEDS = {9600: termios.B9600, 115200: termios.B115200}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One thing that a driver said: of what, whether it may be used, why not, and the device's time (ns)."""
-
-    name: str
-    usable: bool
-    reason: str
-    time_ns: int | None
 
 
 class Room(Protocol):
@@ -105,7 +96,9 @@ class PoseRoom:
     loses = "NeedleToTracker"
     longest_s = 0.005
 
-    def __init__(self, folder: Path, simulator: tuple[object, ...], counts: SourceCounts | NdiCounts) -> None:
+    def __init__(
+        self, folder: Path, simulator: tuple[object, ...], counts: SourceCounts | NdiCounts | EncoderCounts
+    ) -> None:
         self.folder, self._arguments, self.counts = folder, simulator, counts
         self.all: list[Seen] = []
         self.faults: list[Exception] = []
@@ -486,4 +479,5 @@ ROOMS: dict[str, Callable[[Path], Room]] = {
     "OpenIGTLink client": OpenIgtLinkRoom,
     "OpenIGTLink listener": PushedRoom,
     "DICOM association": DicomRoom,
+    "Frame grabber": GrabberRoom,
 }
