@@ -1,6 +1,6 @@
 """One contract for every driver, each on its real line against its simulator: what a source must never make believe.
 
-The table of rooms is ``contract_rooms.ROOMS``; a new driver is one more row.
+The tables of rooms are ``contract_rooms.ROOMS`` and ``contract_lines.LINES``; a new driver is one more row.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from itertools import pairwise
 
 import pytest
 
+from tests.devices.contract_lines import LINES
 from tests.devices.contract_rooms import ROOMS, Room, Seen
 
 pytestmark = pytest.mark.realtime
+EVERY = {**ROOMS, **LINES}
 
 
-@pytest.fixture(scope="module", params=ROOMS)
+@pytest.fixture(scope="module", params=EVERY)
 def room(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    room = ROOMS[request.param](tmp_path_factory.mktemp("room"))
+    room = EVERY[request.param](tmp_path_factory.mktemp("room"))
     yield room
     room.close()
 
