@@ -82,7 +82,7 @@ def place_view(to_index, corners, rotation, translation, k, size, centre, genera
             n += 1
     mean = np.abs(d[0] + d[1] + d[2] + d[3])
     axis = int(np.argmax(mean))
-    a, b = (1, 2) if axis == 0 else ((0, 2) if axis == 1 else (0, 1))
+    a, b = (2, 1) if axis == 0 else ((2, 0) if axis == 1 else (1, 0))
     steepest = 0.0
     for n in range(4):
         if d[n, axis] * d[0, axis] <= 0.0:
@@ -171,8 +171,12 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
     ras, rbs = np.empty(nc, dtype=np.float32), np.empty(nc, dtype=np.float32)
     nears, fars = np.empty(nc, dtype=np.int32), np.empty(nc, dtype=np.int32)
     sa, sb, sc = view[0, 0], view[0, 1], view[0, 2]
-    for row in range(window[2], window[3]):
-        for column in range(window[0], window[1]):
+    # Pixel after pixel along b: rays read lines of memory that lie side by side, mostly of one sheet.
+    down = abs(view[1, 0]) > abs(view[2, 0])
+    outer, inner = (0, 2) if down else (2, 0)
+    for first_index in range(window[outer], window[outer + 1]):
+        for second_index in range(window[inner], window[inner + 1]):
+            column, row = (first_index, second_index) if down else (second_index, first_index)
             da = view[1, 0] * column + view[2, 0] * row + view[3, 0]
             db = view[1, 1] * column + view[2, 1] * row + view[3, 1]
             dc = view[1, 2] * column + view[2, 2] * row + view[3, 2]

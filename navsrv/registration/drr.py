@@ -93,12 +93,13 @@ class DrrVolume:
         return other
 
     def laid_along(self, axis: int) -> NDArray[np.int64]:
-        """Return the cells (a, b, c) with axis c (0: i, 1: j, 2: k) contiguous and a, b the others in rising order.
+        """Return the cells (a, b, c) with axis c (0: i, 1: j, 2: k) contiguous and a, b the others in falling order.
 
-        Each holds, from its lowest 16 bits up, the voxels (a, b), (a, b + 1), (a + 1, b), (a + 1, b + 1).
+        A C-arm's beam, across the patient, slants along the slice (b) and hardly out of it (a).  Each cell holds, from
+        its lowest 16 bits up, the voxels (a, b), (a, b + 1), (a + 1, b), (a + 1, b + 1).
         """
         if self._laid[axis].size == _NOTHING.size:
-            a, b = (n for n in range(3) if n != axis)
+            a, b = (n for n in (2, 1, 0) if n != axis)
             whole = np.rint(self.values.transpose(2 - a, 2 - b, 2 - axis) * (1.0 / self._scale)).astype(np.int16)
             four = np.zeros((*whole.shape, 4), dtype="<i2")
             four[..., 0] = whole

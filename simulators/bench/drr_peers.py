@@ -91,14 +91,17 @@ def plastimatch_ms(
         call = [
             program, "drr", "-i", "exact", "-P", "none", "-t", "pfm", "-r", f"{size} {size}", "-z", f"{field} {field}",
             "--sad", f"{source_iso_mm}", "--sid", f"{_sdd_mm(model, pixel_mm)}", "-o", _words(iso),
-            "-n", _words(-pose.rotation[2]), "--vup", _words(-pose.rotation[1]),
+            "-y", f"{_gantry_rad(-pose.rotation[2])}",
         ]  # fmt: skip
-        many = ["-a", str(PLASTIMATCH_VIEWS + 1), "-N", "0.001"]
+        many = ["-a", str(PLASTIMATCH_VIEWS + 1), "-N", "0.001"]  # with -n in place of -y it would make but one
         one = np.empty((rounds, 2))
         several = np.empty((rounds, 2))
         for n in range(rounds):
             one[n] = _timed([*call, "-O", f"{folder}/one", f"{folder}/box.mha"])
             several[n] = _timed([*call, *many, "-O", f"{folder}/many", f"{folder}/box.mha"])
+        made = len(list(Path(folder).glob("many*.pfm")))
+        if made != PLASTIMATCH_VIEWS + 1:
+            raise RuntimeError(f"plastimatch made {made} pictures where {PLASTIMATCH_VIEWS + 1} were asked for")
         picture = 10.0 * _read_pfm(sorted(Path(folder).glob("one*.pfm"))[0])  # it integrates along centimetres
     # Of the minima and of the medians, not of pairs: another's load in one call would pass for the projector's time.
     least, middle = several.min(axis=0) - one.min(axis=0), np.median(several, axis=0) - np.median(one, axis=0)
@@ -122,6 +125,13 @@ def likeness(ours: Image, theirs: Image) -> dict[str, float]:
         if correlation > best:
             best, likeliest = correlation, turned
     return {"correlation": best, "mean_ratio": float(likeliest.mean() / ours.mean())}
+
+
+def _gantry_rad(normal: Array) -> float:
+    """Return plastimatch's gantry angle of a horizontal beam: called degrees there, but read as radians (1.9.4)."""
+    if abs(normal[2]) > 1e-6:
+        raise ValueError("plastimatch's gantry turns about the patient's long axis: the beam must lie across it")
+    return float(np.arctan2(-normal[1], normal[0]))
 
 
 def _words(vector: Array) -> str:
