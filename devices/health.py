@@ -21,11 +21,15 @@ class FreshnessRule:
 
     ``for_rate`` gives the contract's defaults: 2 periods; 100 ms or 3 periods, whichever is longer; 500 ms
     (never below stale).
+
+    ``frozen_ns``: a pose that repeats to the last bit for longer than this under new stamps is as stale, for the noise
+    of a real tracker never does that; None for a source that has no noise, or may round it away.
     """
 
     degraded_ns: int
     stale_ns: int
     lost_ns: int
+    frozen_ns: int | None = None
 
     @classmethod
     def for_rate(
@@ -43,6 +47,10 @@ class FreshnessRule:
         if age_ns > self.stale_ns:
             return Freshness.STALE
         return Freshness.DEGRADED if age_ns > self.degraded_ns else Freshness.FRESH
+
+    def is_frozen(self, repeated_ns: int) -> bool:
+        """Say whether a pose that has repeated for this long is no measurement of now."""
+        return self.frozen_ns is not None and repeated_ns > self.frozen_ns
 
     def next_change_ns(self, age_ns: int) -> int | None:
         """Return the age at which the judgement gets worse next, or None when it cannot."""

@@ -204,9 +204,10 @@ RULES: Final[Mapping[Condition, Rule]] = MappingProxyType(
             _MEDIUM,
             _ROOM,
             False,
-            0,
+            _S,
             "STALE",
-            "newest pose of tool or reference older than 100 ms (slow sources: 3 periods)",
+            "newest pose of tool or reference older than 100 ms (slow sources: 3 periods), or, where frozen_ms is set,"
+            " repeated to the last bit for so long",
             "a fresh pose",
             "Do not advance; check the tracker.",
             escalates=True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from navsrv.guidance.alarm_life import AlarmTable, Present
@@ -216,12 +216,24 @@ def _holds(held: AlarmTable, alarm_id: str) -> bool:
 class Onset:
     """When something that geometry rests on went bad, and where the instrument was last seen then.
 
-    ``close``: within a warning distance or nearer.  ``away``: far from every structure.
+    ``close``: within a warning distance or nearer.  ``away``: far from every structure.  ``gone_since_ns``: since when
+    it is well again, None while it is not.
     """
 
     since_ns: int
     close: bool = False
     away: bool = False
+    gone_since_ns: int | None = None
+
+    def well(self, now_ns: int) -> Onset | None:
+        """Return the onset of what is well at ``now_ns``; None once that has lasted.
+
+        A source whose age trembles about its limit is not brief time and again.
+        """
+        gone = now_ns if self.gone_since_ns is None else self.gone_since_ns
+        if now_ns - gone >= RULES[Condition.SOURCE_STALE].clear_after_ns:
+            return None
+        return replace(self, gone_since_ns=gone)
 
 
 def onset(now_ns: int, rows: Sequence[StructureRow], ranks: Sequence[int], site: SiteLimits) -> Onset:

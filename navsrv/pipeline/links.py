@@ -54,6 +54,9 @@ class PoseLink:
     history: deque[PoseSample]
     last: PoseSample | None = None
     link_down: str | None = "not connected yet"
+    identical: int = 0
+    """Poses that were those of before to the last bit, under new stamps, since the start."""
+    same_since_ns: int = 0
     memory: PoseMemory | None = None
     """Of a body that images are held against."""
 
@@ -70,7 +73,11 @@ class PoseLink:
 
     def add(self, sample: PoseSample) -> None:
         """Take a sample; the newest wins."""
-        self.last = sample
+        before, self.last = self.last, sample
+        if before is not None and before.pose is not None and _repeats(sample, before):
+            self.identical += 1
+        else:
+            self.same_since_ns = sample.received_ns
         if sample.pose is not None:
             self.history.append(sample)
         if self.memory is not None:
@@ -92,6 +99,10 @@ class PoseLink:
             return Standing("LOST", self.last.reason, self.lost_condition, self.label)
         age_ns = now_ns - self.last.due_ns
         freshness = self.source.rule.judge(age_ns)
+        same_ns = self.last.received_ns - self.same_since_ns
+        if freshness < Freshness.STALE and self.source.rule.is_frozen(same_ns):
+            reason = f"{self.label}: one pose to the last bit for {same_ns / 1e6:.0f} ms: the tracker may be frozen"
+            return Standing("STALE", reason, Condition.SOURCE_STALE, self.label)
         if freshness is Freshness.FRESH:
             return GOOD
         held_up = f", held up by {self.last.late_ns / 1e6:.0f} ms" if self.last.late_ns > HELD_UP_NS else ""
@@ -147,3 +158,11 @@ class PoseLink:
             return 0.0
         way = newest.pose.apply(point_mm) - oldest.pose.apply(point_mm)
         return float(np.linalg.norm(way)) / (elapsed_ns / 1e9)
+
+
+def _repeats(sample: PoseSample, before: PoseSample) -> bool:
+    """Say whether a pose is that of before to the last bit; noise tells at the first number."""
+    one, other = sample.pose, before.pose
+    if one is None or other is None or one.translation_mm[0] != other.translation_mm[0]:
+        return False
+    return bool((one.translation_mm == other.translation_mm).all() and (one.rotation == other.rotation).all())

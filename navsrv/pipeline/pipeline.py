@@ -152,7 +152,10 @@ class Pipeline:
 
     def report_sources(self, now_ns: int) -> list[SourceReport]:
         """Return how each source stands at ``now_ns``: its counts, and what its stamps tell of its clock."""
-        return [driver.report(now_ns) for driver in self._drivers.values()] + self._room.probes.reports(now_ns)
+        reports = [driver.report(now_ns) for driver in self._drivers.values()]
+        for report in reports:
+            report.counts["identical"] = sum(link.identical for link in self._links_of(report.source))
+        return reports + self._room.probes.reports(now_ns)
 
     def _link_up(self, item: LinkUp) -> list[Output]:
         driver = self._drivers[item.source]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -60,6 +60,7 @@ _NO_REFERENCE = Standing("LOST", "no reference is configured", Condition.REFEREN
 
 
 _NOTHING_UNJUDGED = frozenset[Condition]()
+_OF_THE_LOST = OF_GEOMETRY | {Condition.SOURCE_STALE}
 _NOTHING_PRESENT: Mapping[str, Present] = {}
 
 
@@ -292,6 +293,8 @@ class ToolGuide:
         """Step the alarms; the quiet way through here is short, for every frame goes it."""
         present = self._present(now_ns, standings, room, registrations, placed)
         unjudged = _NOTHING_UNJUDGED if placed is not None else OF_GEOMETRY
+        if any(standing.state == "LOST" for standing in standings):
+            unjudged = _OF_THE_LOST  # what is lost was stale before: no need to say both
         self.alarms, changes = step_alarms(self.alarms, present, now_ns, unjudged)
         if changes:
             self._log(now_ns, changes, room)
@@ -353,17 +356,19 @@ class ToolGuide:
         site = self._setup.site
         for place, standing in enumerate(standings):
             condition = standing.condition
-            if condition is None:
-                continue
             began = self._onsets.get(place)
+            if condition is None:
+                if began is not None and (kept := began.well(now_ns)) is not None:
+                    onsets[place] = kept
+                continue
             if began is None:
                 began = onset(now_ns, self._rows, self._ranks, site)
-            onsets[place] = began
+            onsets[place] = began if began.gone_since_ns is None else replace(began, gone_since_ns=None)
             own = place == 0 or condition is Condition.FAULT
             priority = loss_priority(condition, began, now_ns, site, own=own, parked=self.parked, registered=registered)
             measured = {"lasts_ms": (now_ns - began.since_ns) / 1e6}
             found.append(
-                Present(condition, standing.subject, standing.reason, priority, past=standing.reason, measured=measured)
+                Present(condition, standing.subject, standing.reason, priority, past=_past(standing), measured=measured)
             )
         self._onsets = onsets
         return found
@@ -397,6 +402,13 @@ class ToolGuide:
                 for key, alarm in self.alarms.items()
             ]
         return self._alarm_states
+
+
+def _past(standing: Standing) -> str:
+    """Return what is said of something that is well again: no figure of then may look like one of now."""
+    if standing.condition is Condition.SOURCE_STALE:
+        return f"{standing.subject}: no fresh pose came for a moment"
+    return standing.reason
 
 
 def _worst(standings: list[Standing]) -> Standing:

@@ -77,6 +77,9 @@ class TrackerConfig:
     latency_ms: float | None = rule(None, low=0.0, high=2000.0)
     latency_sigma_ms: float = rule(5.0, low=0.0, high=2000.0)
     unknown_latency_ms: float = rule(50.0, low=0.0, high=2000.0)
+    frozen_ms: float | None = rule(None, low=100.0, high=10_000.0)
+    """A pose that repeats to the last bit for so long under new stamps is stale; never, unless set: what has no noise
+    repeats, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -98,10 +98,14 @@ def check_structures(config: Config, case: Case) -> None:
 def _source(name: str, tracker: TrackerConfig) -> SourceSetup:
     return SourceSetup(
         spec=source_spec(name, tracker),
-        rule=FreshnessRule.for_rate(tracker.rate_hz),
+        rule=replace(FreshnessRule.for_rate(tracker.rate_hz), frozen_ns=_frozen_ns(tracker)),
         noise_mm=tracker.noise_mm,
         noise_rad=math.radians(tracker.noise_deg),
     )
+
+
+def _frozen_ns(tracker: TrackerConfig) -> int | None:
+    return None if tracker.frozen_ms is None else int(1e6 * tracker.frozen_ms)
 
 
 def source_spec(name: str, tracker: TrackerConfig) -> SourceSpec | NdiSpec:

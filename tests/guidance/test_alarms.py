@@ -52,7 +52,7 @@ RULES_BY_HAND = {
     "tool_lost": ("medium", "tool", False, 0, "LOST", True),
     "reference_lost": ("medium", "room", False, 0, "LOST", True),
     "reference_moved": ("medium", "room", False, 0, "DEGRADED", True),
-    "source_stale": ("medium", "room", False, 0, "STALE", True),
+    "source_stale": ("medium", "room", False, 1000, "STALE", True),
     "link_down": ("medium", "room", False, 0, "LOST", True),
     "rate_low": ("low", "room", False, 2000, "OK", False),
     "clock_jump": ("medium", "room", False, 5000, "OK", False),
