@@ -82,7 +82,7 @@ class WebDisplays:
         app.router.add_get("/api/volume", self._volume)
         app.router.add_get("/api/registration/{name:\\w+}/overlay", self._overlay)
         app.router.add_get("/api/fluoro/latest", self._fluoro)
-        app.router.add_get("/api/video/{name:[\\w-]+}", self._video)
+        app.router.add_get("/api/video", self._video)
         app.router.add_get("/api/fluoro/{name:[\\w-]+\\.png}", self._fluoro_image)
         app.router.add_static("/static", STATIC)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -137,7 +137,11 @@ class WebDisplays:
         return self._session_file("fluoro.json")
 
     async def _video(self, request: web.Request) -> web.StreamResponse:
-        return self._session_file(f"video-{request.match_info['name']}.json")
+        """Return what each C-arm's screen shows, one map for each video that is configured."""
+        files = sorted(Path(self._boot.session_folder).glob("video-*.json"))
+        return web.json_response(
+            [json.loads(file.read_text()) for file in files], headers={"Cache-Control": "no-store"}
+        )
 
     async def _fluoro_image(self, request: web.Request) -> web.StreamResponse:
         return self._session_file(request.match_info["name"])

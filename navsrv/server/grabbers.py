@@ -120,7 +120,8 @@ class CarmVideo:
 
     def _stands(self, value: dict[str, Any]) -> None:
         self._standing = value
-        said = value["showing"] + (f": {value['reason']}" if value["reason"] else "")
+        showing, reason = value["showing"], value["reason"]
+        said = reason if reason.startswith(showing) else f"{showing}: {reason}" if reason else showing
         if said == self._said:
             return
         self._said = said

@@ -33,6 +33,12 @@ export async function fetchVolume(info) {
   return { ...info, voxels: new Int16Array(bytes) };
 }
 
+/** What the screen of each C-arm with a video shows: `{source, showing, reason, picture_ns}`. */
+export async function fetchVideos() {
+  const response = await fetch("/api/video");
+  return response.ok ? response.json() : [];
+}
+
 /** The newest X-ray's description, or null when there is none. */
 export async function fetchLatestFluoro() {
   const response = await fetch("/api/fluoro/latest");
