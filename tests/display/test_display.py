@@ -211,6 +211,35 @@ def test_shows_the_servers_numbers_and_takes_them_away_when_the_tool_is_lost() -
     asyncio.run(story())
 
 
+def test_a_still_image_an_insert_and_temperatures_say_what_they_are() -> None:
+    """Nothing of then looks like now: the image's time beside the needle, and no number for a probe that is silent."""
+
+    async def story() -> None:
+        async with opened() as (server, browser):
+            warm = {"name": "Nerve", "celsius": 43.42, "rate_c_s": 0.4, "age_ms": 300.0, "level": "caution"}
+            silent = {"name": "Skin", "celsius": None, "rate_c_s": None, "age_ms": 4200.0, "level": "unknown"}
+            server.frame = server.valid() | {"temperatures": [warm, silent], "insert": "Probe 15G", "age_ms": 94_000.0}
+            server.frame |= {"state": "SNAPSHOT", "reason": "image at 12:34; registration unverified: 4 mm off"}
+            await browser.wait_for("navsrv.shown.state === 'SNAPSHOT'")
+            still = await browser.wait_for("document.querySelector('#still:not([hidden])')?.innerText")
+            assert still == "image at 12:34 · not live"
+            card = await browser.evaluate("document.querySelector('#state').innerText")
+            assert "SNAPSHOT" in card
+            assert "image at 12:34; registration unverified: 4 mm off" in card
+            assert "1 min 34 s ago" in card
+            assert await browser.evaluate("document.querySelector('#tool-name').innerText") == "Needle · Probe 15G"
+            probes = await browser.evaluate(
+                "[...document.querySelectorAll('#temperatures li')].map(li => li.innerText)"
+            )
+            assert [text.split("\n") for text in probes] == [["Nerve", "43.4 °C"], ["Skin", "unknown, 4 s old"]]
+
+            server.frame = server.valid() | {"temperatures": [silent | {"age_ms": None}]}
+            await browser.wait_for("document.querySelector('#temperatures').innerText.includes('unknown, never read')")
+            await browser.wait_for("document.querySelector('#still').hidden")
+
+    asyncio.run(story())
+
+
 def alarm_of(condition: str, priority: str, phase: str, text: str) -> dict[str, Any]:
     since = str(time.monotonic_ns() - 3_000_000_000)
     words = {"text": text, "action": "Stop."}

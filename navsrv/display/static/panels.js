@@ -16,6 +16,10 @@ export class Panels {
     this.items = new Map();
     this.numbersAt = -Infinity;
     this.shown = { closest: null, state: null, reason: "" };
+    this.still = document_.createElement("div");
+    this.still.id = "still";
+    this.still.hidden = true;
+    this.find("#view3d").append(this.still);
   }
 
   setCase(caseInfo, colours) {
@@ -64,6 +68,10 @@ export class Panels {
     notice.hidden = view.geometry || view.fault;
     this.text(".notice-state", view.state);
     this.text(".notice-reason", view.reason);
+    // Who looks at the needle must not have to look elsewhere to learn that it is a picture of then.
+    this.still.hidden = !view.snapshot;
+    const still = view.snapshot ? `${view.reason.split(";")[0]} · not live` : "";
+    if (this.still.textContent !== still) this.still.textContent = still;
     const insert = view.frame?.insert ? ` · ${view.frame.insert}` : "";
     this.text("#tool-name", view.frame ? `${view.frame.tool}${insert}` : "–");
     this.text("#phase", view.frame?.phase ?? "–");
@@ -75,7 +83,8 @@ export class Panels {
       return;
     }
     const age = view.frame.age_ms + view.ageMs; // as old as the pose was at the step, and the frame's way here
-    this.text(".state-age", `${view.snapshot ? "image" : "pose"} ${age < 950 ? `${Math.max(10, Math.round(age / 10) * 10)} ms` : formatAge(age / 1000)} old`);
+    const old = age < 950 ? `${Math.max(10, Math.round(age / 10) * 10)} ms` : formatAge(age / 1000);
+    this.text(".state-age", view.snapshot ? `${old} ago` : `pose ${old} old`);
   }
 
   showClosest(row, colour, excepted) {
@@ -135,14 +144,16 @@ export class Panels {
     const section = this.find("#temperatures");
     section.hidden = probes.length === 0;
     const list = section.querySelector("ol");
+    list.classList.toggle("many", probes.length > 5);
     while (list.childElementCount > probes.length) list.lastElementChild.remove();
-    while (list.childElementCount < probes.length) list.append(document.createElement("li"));
+    while (list.childElementCount < probes.length) list.append(makeProbe());
     probes.forEach((probe, i) => {
-      const known = isNumber(probe.celsius);
       const age = isNumber(probe.age_ms) ? `${formatAge(probe.age_ms / 1000)} old` : "never read";
-      const text = known ? `${probe.name}: ${probe.celsius.toFixed(1)} °C` : `${probe.name}: unknown (${age})`;
+      const text = isNumber(probe.celsius) ? `${probe.celsius.toFixed(1)} °C` : `unknown, ${age}`;
       const node = list.children[i];
-      if (node.textContent !== text) node.textContent = text;
+      const [name, value] = node.children;
+      if (name.textContent !== probe.name) name.textContent = node.title = probe.name;
+      if (value.textContent !== text) value.textContent = text;
       if (node.dataset.level !== probe.level) node.dataset.level = probe.level;
     });
   }
@@ -159,6 +170,12 @@ export class Panels {
     if (reconnects > 0) parts.push(`${reconnects} reconnected`);
     this.text("#link-stats", parts.join("  ·  "));
   }
+}
+
+function makeProbe() {
+  const node = document.createElement("li");
+  node.innerHTML = '<span class="name"></span><span class="value"></span>';
+  return node;
 }
 
 function makeItem(name, colour, limits) {
