@@ -69,7 +69,7 @@ def until(server: LiveServer, page: str, fits: Callable[[dict[str, Any]], bool])
 
 
 def shot(server: LiveServer, carm: Simulator, view: dict[str, Any]) -> dict[str, Any]:
-    """Take an X-ray by video; return its facts.  Where frames stall on a crowded machine, an exposure is rightly lost."""
+    """Take an X-ray by video; return its facts.  Where frames stall on a crowded machine, it is rightly lost."""
     for _ in range(3):
         carm.tell(do="shoot", needle=NEEDLE, **view)
         held_ns = int(carm.wait_for("held")["time_ns"])
@@ -91,15 +91,11 @@ def test_fluoroscopy_by_a_frame_grabber(
     """Two held pictures show the needle; one that the console turned is refused, and the display can say why."""
     monkeypatch.setenv("NAVSRV_HOME", str(tmp_path_factory.getbasetemp() / "snapshots-home"))
     case, port = phantom_case(), free_port()
-    marker, at = marker_picture(np.full((512, 512), 0.6))
-    assert cv2.imwrite(str(tmp_path / "marker.png"), marker)
-    room = (EXAMPLES / "fluoroscopy.toml").read_text().partition("[imaging.carm]")
-    rest = room[2].partition("[registration]")
-    grabber = GRABBER.format(source=f"http://127.0.0.1:{port}/video", crop=[144, 44, 512, 512], marker_at=list(at))
-    (tmp_path / "room.toml").write_text(room[0] + grabber + rest[1] + rest[2])
+    source = f'imaging.carm.grabber.source="http://127.0.0.1:{port}/video"'
     words = ("carm", "--case", case, "--seed", SEED, "--fidelity", "quick", "--orbit-deg-s", 2000, "--video", port)
+    example, settings = EXAMPLES / "fluoroscopy_video.toml", [f'server.case="{case}"', "recording.on=false", source]
     with (
-        LiveServer(tmp_path / "room.toml", tmp_path, [f'server.case="{case}"', "recording.on=false"]) as server,
+        LiveServer(example, tmp_path, settings) as server,
         running(*words, "--server", f"127.0.0.1:{server.ports['devices']}") as carm,
     ):
         assert until(server, "video", bool)["showing"] == "no signal"
