@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
             known = json.loads(line)
             done.add((known["patient"], known["seed"], known["kind"], known["number"]))
     end = time.monotonic() + args.seconds
-    names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 5000, 1)
+    names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 6000, 1)
     share, shares = (int(part) for part in args.share.split("/"))
     with args.out.open("a") as out:
         for spec in islice(scenes(names, first), share - 1, args.scenes, shares):

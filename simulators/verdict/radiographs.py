@@ -50,7 +50,7 @@ def furnish(middle_ct_mm: Array, rng: np.random.Generator) -> Room:
     if rng.random() < 0.6:
         # The patient lies prone: the table is in front of him, its edge or a rail may cross a lateral picture.
         top = middle_ct_mm + np.array([rng.uniform(-60.0, 60.0), -rng.uniform(110.0, 150.0), 0.0])
-        solids += table_top(top)
+        solids += table_top(top, rails=False)  # steel along the spine: nobody would take that picture
         if rng.random() < 0.5:
             rail = middle_ct_mm + np.array([rng.choice([-1.0, 1.0]) * 260.0, rng.uniform(-60.0, 20.0), 0.0])
             solids += box(rail, (5.0, 12.0, 600.0), Material.ALUMINIUM)
