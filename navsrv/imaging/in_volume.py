@@ -8,29 +8,21 @@ look, two that touch, a bent one, and which end is the tip where both lie in the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, gaussian_filter1d, label, map_coordinates
+from scipy.ndimage import gaussian_filter1d, map_coordinates
 from scipy.stats import ncx2, norm
 
 from navsrv.imaging.found import TIP_SHAPE, FoundNeedle, NeedleError, Why
+from navsrv.imaging.metal import MIN_LENGTH_MM, Part, joined, pieces_of_metal
 from navsrv.kernel.frames import Array, skew
 
 METAL_HU: Final = 2200.0
 """Above dense cortical bone; steel is far above it in every scanner, whatever it makes of HU."""
-MIN_LENGTH_MM: Final = 15.0
-THICK: Final = 2.2
-"""Blooming makes a needle up to so much thicker than it is."""
-SAME_LINE_MM: Final = 3.0
-SAME_LINE_COS: Final = 0.985
 RIVAL: Final = 0.5
 """A second needle of so much of the length of the first makes the volume ambiguous."""
-FEW_NEEDLES: Final = 3.0
-MOST_VOXELS: Final = 2_000_000
-"""More metal than this is no needle: a threshold below the tissue, or an implant."""
 FLOOR_VOXELS: Final = 0.1
 END_VOXELS: Final = 0.3
 BLURS_MM: Final = np.linspace(0.2, 2.0, 37)
@@ -38,23 +30,13 @@ BLURS_MM: Final = np.linspace(0.2, 2.0, 37)
 MOST_BLOOM: Final = 1.8
 """In sigma: beyond, the metal is too bright for its sides to tell how bright."""
 MAX_BOW_MM: Final = 0.7
-NEAR_MM: Final = 15.0
+MAX_ASIDE_MM: Final = 0.6
+MAX_FLAT: Final = 1.4
+STREAK_COS: Final = 0.6
+"""Metal that is wide within a slice may be so by streaks; across slices, it is not."""
+NEAR_MM: Final = 10.0
 """A tip farther from the point that was pointed at is another's."""
 EDGE_VOXELS: Final = 1.5
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """A thin straight piece of metal: a line in mm, and how far it goes along it."""
-
-    middle: Array
-    axis: Array
-    low: float
-    high: float
-
-    @property
-    def length(self) -> float:
-        return self.high - self.low
 
 
 def find_in_volume(
@@ -85,8 +67,8 @@ def find_in_volume(
     """
     matrix = np.asarray(index_to_mm, dtype=np.float64)
     spacing = float(np.abs(np.linalg.det(matrix[:3, :3])) ** (1.0 / 3.0))
-    pieces, tangled = _parts(np.asarray(voxels), matrix, diameter_mm + 2.0 * spacing, metal_hu)
-    parts = _joined(pieces)
+    pieces, tangled = pieces_of_metal(np.asarray(voxels), matrix, diameter_mm + 2.0 * spacing, metal_hu)
+    parts = joined(pieces)
     if tangled and (not parts or near_mm is None):
         text = "metal that is no single straight needle: two that touch or cross, a bent one, or an implant"
         places = " and ".join("({:.0f}, {:.0f}, {:.0f})".format(*middle) for middle in tangled)
@@ -95,7 +77,11 @@ def find_in_volume(
         raise NeedleError(Why.NO_NEEDLE, f"no thin straight metal of {MIN_LENGTH_MM:g} mm or more in the volume")
     part = _chosen(parts, near_mm)
     sampler = _Sampler(np.asarray(voxels), np.asarray(np.linalg.inv(matrix), dtype=np.float64))
-    middle, axis, cross, rms, bow = _axis(sampler, part, diameter_mm, spacing)
+    middle, axis, cross, rms, bow, wide = _axis(sampler, part, diameter_mm, spacing)
+    flat = float(np.linalg.norm(wide))
+    if flat > MAX_FLAT and abs(float(wide @ sampler.stack)) > STREAK_COS * flat:
+        text = f"the metal in the volume is {flat:.1f} times as wide one way as the other: two needles that touch"
+        raise NeedleError(Why.TOUCHING, text)
     if bow > MAX_BOW_MM:
         text = f"the needle in the volume is bent by {bow:.1f} mm (or two touch): at most {MAX_BOW_MM:g} mm tell"
         raise NeedleError(Why.BENT, f"{text} where it points")
@@ -106,88 +92,28 @@ def find_in_volume(
     ahead, end_sigma, _ = ends[0 if way < 0 else 1]
     axis = way * axis
     tip = middle + ahead * axis
-    _check_clear(sampler, tip, axis, diameter_mm, spacing, metal_hu)
+    aside = _aside_mm(sampler, tip, axis, diameter_mm, spacing)
+    if aside > MAX_ASIDE_MM:
+        text = (
+            f"the metal near the tip lies {aside:.1f} mm beside the rest of the needle: two that touch, or it is bent"
+        )
+        raise NeedleError(Why.TOUCHING, text)
+    others = [other for other in parts if other is not part]
+    _check_clear(sampler, tip, axis, diameter_mm, spacing, metal_hu, others)
     if near_mm is not None and float(np.linalg.norm(tip - near_mm)) > NEAR_MM:
         off = float(np.linalg.norm(tip - near_mm))
         text = f"no needle's tip within {NEAR_MM:g} mm of the point; the next is {off:.0f} mm off"
         raise NeedleError(Why.NO_NEEDLE, text)
     covariance = _covariance(axis, ahead, half, cross, bow, spacing, end_sigma)
+    if flat > MAX_FLAT:
+        # Streaks, or a second needle within a slice: that would lie so far off, as two sigma.
+        covariance[:3, :3] += (diameter_mm / 8.0) ** 2 * (1.0 - flat**-2) * np.outer(wide, wide)
     length = ends[0][0] + ends[1][0]
     text = f"volume of {spacing:.2f} mm voxels, {length:.0f} mm of the shaft, slices off by {rms:.2f} mm rms"
     return FoundNeedle(tip, axis, covariance, rms, length, text)
 
 
-def _parts(
-    voxels: NDArray[np.generic], matrix: Array, diameter_mm: float, metal_hu: float
-) -> tuple[list[_Part], list[Array]]:
-    """Return the thin and long pieces of metal, the longest first, and the middles of long ones that are not thin."""
-    metal: NDArray[np.bool_] = np.greater(voxels, metal_hu)
-    count = int(np.count_nonzero(metal))
-    if count == 0 or count > min(MOST_VOXELS, metal.size // 20):
-        return [], []
-    box = tuple(
-        slice(int(hit[0]), int(hit[-1]) + 1)
-        for hit in (np.flatnonzero(metal.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
-    )
-    first = np.array([s.start for s in box])
-    labels, _ = label(metal[box], structure=np.ones((3, 3, 3), dtype=bool))
-    found, tangled = [], []
-    for n, place in enumerate(find_objects(labels), start=1):
-        kji = np.argwhere(labels[place] == n) + [s.start for s in place] + first
-        if len(kji) < 8:
-            continue
-        points = kji[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
-        part = _thin(points, diameter_mm)
-        if part is not None:
-            found.append(part)
-        elif _is_tangled(points, len(kji) * float(np.abs(np.linalg.det(matrix[:3, :3]))), diameter_mm):
-            tangled.append(points.mean(axis=0))
-    return sorted(found, key=lambda part: -part.length), tangled
-
-
-def _is_tangled(points: Array, volume_mm3: float, diameter_mm: float) -> bool:
-    """Say whether metal is as long as a needle, and of a few needles' volume: no implant is so thin."""
-    reach = float(np.linalg.norm(np.ptp(points, axis=0)))
-    return reach >= MIN_LENGTH_MM and volume_mm3 <= FEW_NEEDLES * reach * diameter_mm**2
-
-
-def _thin(points: Array, diameter_mm: float) -> _Part | None:
-    """Return the line of a cloud of points that is thin and straight, else None."""
-    middle = points.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov((points - middle).T))
-    axis = vectors[:, 2]
-    if float(np.sqrt(max(values[1], 0.0))) > 0.25 * THICK * diameter_mm:
-        return None
-    along = (points - middle) @ axis
-    low, high = (float(q) for q in np.quantile(along, (0.005, 0.995)))
-    return _Part(middle, axis, low, high) if high - low >= 2.0 * diameter_mm else None
-
-
-def _joined(parts: list[_Part]) -> list[_Part]:
-    """Return needles: pieces in one line are one, as where bone or a streak interrupts it; short ones are left out."""
-    needles: list[_Part] = []
-    for part in parts:
-        for n, needle in enumerate(needles):
-            offset = part.middle - needle.middle
-            beside = float(np.linalg.norm(offset - (offset @ needle.axis) * needle.axis))
-            at = float(offset @ needle.axis)
-            overlap = min(needle.high, at + 0.5 * part.length) - max(needle.low, at - 0.5 * part.length)
-            if overlap > 0.3 * part.length:
-                continue  # Side by side they are two.
-            reach = 1.0 + abs(float(offset @ needle.axis)) / max(needle.length, 1.0)
-            if abs(float(part.axis @ needle.axis)) > SAME_LINE_COS and beside < SAME_LINE_MM * min(reach, 2.0):
-                low, high = min(needle.low, at - 0.5 * part.length), max(needle.high, at + 0.5 * part.length)
-                needles[n] = _Part(needle.middle, needle.axis, low, high)
-                break
-        else:
-            needles.append(part)
-    centred = [
-        _Part(n.middle + 0.5 * (n.low + n.high) * n.axis, n.axis, -0.5 * n.length, 0.5 * n.length) for n in needles
-    ]
-    return sorted((n for n in centred if n.length >= MIN_LENGTH_MM), key=lambda part: -part.length)
-
-
-def _chosen(needles: list[_Part], near_mm: Array | None) -> _Part:
+def _chosen(needles: list[Part], near_mm: Array | None) -> Part:
     if near_mm is not None:
         return min(
             needles,
@@ -206,6 +132,8 @@ class _Sampler:
     def __init__(self, voxels: NDArray[np.generic], mm_to_index: Array) -> None:
         self._voxels, self._matrix = voxels, mm_to_index
         self._most = np.array(voxels.shape[::-1]) - 1.0
+        way = np.linalg.inv(mm_to_index[:3, :3])[:, 2]
+        self.stack: Array = way / np.linalg.norm(way)
 
     def values(self, points_mm: Array) -> Array:
         """Return values (...) at points (..., 3), linearly interpolated; the nearest outside."""
@@ -227,9 +155,12 @@ class _Sampler:
 
 
 def _axis(
-    sampler: _Sampler, part: _Part, diameter_mm: float, spacing: float
-) -> tuple[Array, Array, Array, float, float]:
-    """Return (middle, axis, covariance (2, 2) of offset and slope per axis across, rms, bow), millimetres."""
+    sampler: _Sampler, part: Part, diameter_mm: float, spacing: float
+) -> tuple[Array, Array, Array, float, float, Array]:
+    """Return (middle, axis, covariance (2, 2) of offset and slope per axis across, rms, bow, widest), millimetres.
+
+    Widest: see ``_widest``.
+    """
     middle, axis = part.middle, part.axis
     reach = 1.2 * diameter_mm + 1.5 * spacing
     grid = np.arange(-reach, reach + 0.5 * spacing, 0.5 * spacing)
@@ -240,7 +171,7 @@ def _axis(
     stations = np.arange(part.low + diameter_mm, part.high - diameter_mm, max(spacing, 0.5))
     if len(stations) < 4:
         stations = np.linspace(part.low, part.high, 4)
-    rms, covariance, bow = 0.0, np.zeros((2, 2)), 0.0
+    rms, covariance, bow, wide = 0.0, np.zeros((2, 2)), 0.0, np.zeros(3)
     for _ in range(3):
         basis = np.linalg.svd(skew(axis))[0][:, :2]
         points = middle + stations[:, None, None] * axis + (u[:, None] * basis[:, 0] + v[:, None] * basis[:, 1])
@@ -262,10 +193,35 @@ def _axis(
             good &= rest <= max(3.0 * float(np.median(rest[good])), 0.1 * spacing)
         rms = float(np.sqrt((rest[good] ** 2).mean()))
         covariance = np.linalg.inv(design.T @ design) * rms**2
+        wide = _widest(above[good], np.column_stack([u, v]) @ basis.T)
         middle = middle + basis @ line[0]
         axis = axis + basis @ line[1]
         axis = axis / np.linalg.norm(axis)
-    return middle, axis, covariance, rms, bow
+    return middle, axis, covariance, rms, bow, wide
+
+
+def _widest(above: Array, places: Array) -> Array:
+    """Return (3,) the way in which metal (slices, points) at places (points, 3) is widest, as long as its share."""
+    mass = np.maximum(above.sum(axis=1), 1e-9)[:, None]
+    means = above @ places / mass
+    second = np.einsum("np,pi,pj->nij", above, places, places) / mass[:, :, None] - means[:, :, None] * means[:, None]
+    values, vectors = np.linalg.eigh(np.median(second, axis=0))
+    widest: Array = vectors[:, 2] * np.sqrt(values[2] / max(float(values[1]), 1e-9))
+    return widest
+
+
+def _aside_mm(sampler: _Sampler, tip: Array, axis: Array, diameter_mm: float, spacing: float) -> float:
+    """Return how far beside the line the middle of the metal lies shortly before the tip."""
+    basis = np.linalg.svd(skew(axis))[0][:, :2]
+    reach = 1.2 * diameter_mm + spacing
+    grid = np.arange(-reach, reach + 0.5 * spacing, 0.5 * spacing)
+    u, v = (a.ravel() for a in np.meshgrid(grid, grid))
+    stations = np.arange(diameter_mm, 2.5 * diameter_mm, 0.5 * spacing)
+    points = tip - stations[:, None, None] * axis + (u[:, None] * basis[:, 0] + v[:, None] * basis[:, 1])
+    values = sampler.values(points)
+    above = np.where(values > 0.5 * values.max(axis=1)[:, None], values, 0.0)
+    mass = above.sum(axis=1)
+    return float(np.hypot(np.median(above @ u / mass), np.median(above @ v / mass)))
 
 
 def _blur_mm(
@@ -299,19 +255,33 @@ def _blur_mm(
 
 
 def _check_clear(
-    sampler: _Sampler, tip: Array, axis: Array, diameter_mm: float, spacing: float, metal_hu: float
+    sampler: _Sampler,
+    tip: Array,
+    axis: Array,
+    diameter_mm: float,
+    spacing: float,
+    metal_hu: float,
+    others: list[Part],
 ) -> None:
-    """Refuse a tip that other metal reaches: a cap ahead of it and to its sides must be free of it."""
+    """Refuse a tip that other metal reaches: a cap ahead of it and to its sides must be free of it, other needles but.
+
+    Those are ``others``: had they touched, they would be no parts of their own.
+    """
     basis = np.linalg.svd(skew(axis))[0][:, :2]
     turn, lean = np.meshgrid(np.arange(24) * np.pi / 12, np.radians(np.arange(0.0, 71.0, 10.0)))
     ways = np.cos(lean)[..., None] * axis + np.sin(lean)[..., None] * (
         np.cos(turn)[..., None] * basis[:, 0] + np.sin(turn)[..., None] * basis[:, 1]
     )
     first = 1.5 * diameter_mm + 1.5 * spacing
-    hit = sum(
-        bool((sampler.values(tip + reach * ways) > metal_hu).any())
-        for reach in (first, first + 0.5 * diameter_mm, first + diameter_mm)
-    )
+    hit = 0
+    for reach in (first, first + 0.5 * diameter_mm, first + diameter_mm):
+        places = tip + reach * ways
+        metal = sampler.values(places) > metal_hu
+        for other in others:
+            offset = places - other.middle
+            aside = np.linalg.norm(offset - (offset @ other.axis)[..., None] * other.axis, axis=-1)
+            metal &= aside > diameter_mm + 2.0 * spacing
+        hit += bool(metal.any())
     if hit >= 2:
         text = "other metal reaches the needle's tip in the volume: two needles that touch or cross, or it is bent"
         raise NeedleError(Why.TOUCHING, text)

@@ -135,12 +135,12 @@ class TwoShadows:
         sigma = float(np.sqrt(unmoved @ total @ unmoved))
         return abs(float(unmoved @ self.residual(fit.tip_mm, fit.axis))) / sigma
 
-    def seen_mm(self, fit: NeedleFit) -> float:
-        """Return how much of the shaft both pictures show."""
-        lengths = []
-        for view, shadow in zip(self._views, self._shadows, strict=True):
-            lengths.append(shadow.length_px / max(self._pixels_per_mm(view, fit), 1e-6))
-        return min(lengths)
+    def lengths_mm(self, fit: NeedleFit) -> list[float]:
+        """Return how much of the shaft each picture shows."""
+        return [
+            shadow.length_px / max(self._pixels_per_mm(view, fit), 1e-6)
+            for view, shadow in zip(self._views, self._shadows, strict=True)
+        ]
 
     def _along(self, fit: NeedleFit) -> list[tuple[float, float]]:
         """Return for each view where its end lies along the fitted axis (mm ahead of the tip), and one sigma."""

@@ -42,7 +42,11 @@ MOST_EATEN_PX: Final = 1.5
 EATEN_SHARE: Final = 0.25
 """One sigma of what is eaten, as a share of it."""
 MAX_BOW_MM: Final = 0.7
-NEAR_MM: Final = 15.0
+MAX_BOW_RAD: Final = 0.06
+"""Of the tip's direction against the chord's."""
+LONGER: Final = (1.4, 8.0)
+"""One picture may show so many times as much of a needle, and so many mm, as another that shows it all."""
+NEAR_MM: Final = 10.0
 """A tip farther from the point that was pointed at is another's."""
 NEARER: Final = 1.5
 
@@ -100,11 +104,18 @@ def find_in_views(
             faults.append(fault)
     if near_mm is not None:
         pair, needle = _nearest(found, near_mm, faults)
-        if not _plainly_nearest(views, bands, pair, needle, near_mm, diameter_mm):
+        alike = [_alike(v, band, needle, diameter_mm) for v, band in zip(views, bands, strict=True)]
+        if len(alike[0]) != len(alike[1]):
+            text = f"one picture shows {len(alike[0])} needles, the other {len(alike[1])}: which is which is not told"
+            raise NeedleError(Why.SEVERAL, f"{text}; turn the C-arm until they are apart")
+        if not all(_plainly_nearest(*one, needle, near_mm) for one in zip(views, alike, pair, strict=True)):
             text = "another needle's end is as near to the point in a picture: point more exactly, or turn the C-arm"
             raise NeedleError(Why.SEVERAL, text)
         return needle
-    rivals = _rivals(views, bands, found[0][0], found[0][1], diameter_mm) if found else 0
+    rivals = 0
+    if found:
+        pair, needle = found[0]
+        rivals = max(len(_alike(v, band, needle, diameter_mm)) for v, band in zip(views, bands, strict=True)) - 1
     if len(found) > 1 or rivals:
         places = " or ".join("({:.0f}, {:.0f}, {:.0f})".format(*needle.tip_mm) for _, needle in found)
         text = f"{1 + max(rivals, 1)} needles or more in the pictures, a tip about {places} mm: say which one"
@@ -114,21 +125,9 @@ def find_in_views(
     return found[0][1]
 
 
-def _rivals(
-    views: tuple[ProjectionModel, ProjectionModel],
-    bands: list[list[Shadow]],
-    chosen: tuple[Shadow, Shadow],
-    needle: FoundNeedle,
-    diameter_mm: float,
-) -> int:
-    """Return how many more bands in one picture might be such a needle's as was found: screws are too wide."""
-    return max(
-        sum(
-            shadow is not own and _wrong_width(view, shadow, needle.tip_mm, diameter_mm, RIVAL_WIDTH) is None
-            for shadow in band
-        )
-        for view, band, own in zip(views, bands, chosen, strict=True)
-    )
+def _alike(view: ProjectionModel, band: list[Shadow], needle: FoundNeedle, diameter_mm: float) -> list[Shadow]:
+    """Return the bands that might be such a needle's as was found, itself among them: screws are too wide."""
+    return [s for s in band if _wrong_width(view, s, needle.tip_mm, diameter_mm, RIVAL_WIDTH) is None]
 
 
 def _nearest(
@@ -149,26 +148,17 @@ def _nearest(
 
 
 def _plainly_nearest(
-    views: tuple[ProjectionModel, ProjectionModel],
-    bands: list[list[Shadow]],
-    chosen: tuple[Shadow, Shadow],
-    needle: FoundNeedle,
-    near_mm: Array,
-    diameter_mm: float,
+    view: ProjectionModel, alike: list[Shadow], own: Shadow, needle: FoundNeedle, near_mm: Array
 ) -> bool:
-    """Say whether in each picture no other such band ends about as near to the point as the chosen needle does."""
-    for view, band, own in zip(views, bands, chosen, strict=True):
-        point = view.project(near_mm)
-        px_per_mm = _magnified(view, needle.tip_mm)
-        reach = NEARER * float(np.hypot(*(view.project(needle.tip_mm) - point))) + AGREE_MM * px_per_mm
-        for shadow in band:
-            if shadow is own or _wrong_width(view, shadow, needle.tip_mm, diameter_mm, RIVAL_WIDTH) is not None:
-                continue
-            for end in shadow.ends:
-                # What goes on beyond its end may end anywhere near.
-                limit = reach if end.clear else max(reach, NEAR_MM * px_per_mm)
-                if end.inside and float(np.hypot(*(end.place_px - point))) <= limit:
-                    return False
+    """Say whether in a picture no other such band ends about as near to the point as the chosen needle does."""
+    point = view.project(near_mm)
+    px_per_mm = _magnified(view, needle.tip_mm)
+    reach = NEARER * float(np.hypot(*(view.project(needle.tip_mm) - point))) + AGREE_MM * px_per_mm
+    for end in (end for shadow in alike if shadow is not own for end in shadow.ends):
+        # What goes on beyond its end may end anywhere near.
+        limit = reach if end.clear else max(reach, NEAR_MM * px_per_mm)
+        if end.inside and float(np.hypot(*(end.place_px - point))) <= limit:
+            return False
     return True
 
 
@@ -216,7 +206,7 @@ def triangulate(
     covariance = problem.covariance(fit, variances)
     covariance[:3, :3] += (TIP_SHAPE * diameter_mm) ** 2 * np.outer(fit.axis, fit.axis)
     apart = problem.apart_mm(fit)
-    length = problem.seen_mm(fit)
+    length = min(problem.lengths_mm(fit))
     text = f"two views, planes at {angle:.0f} degrees, tips {apart:.2f} mm apart"
     return FoundNeedle(fit.tip_mm, fit.axis, covariance, apart, length, text)
 
@@ -238,12 +228,17 @@ def _check_shape(
         if wrong is not None:
             text = f"the metal is {wrong:.1f} mm wide in a picture, the needle {diameter_mm:.1f} mm"
             raise NeedleError(Why.TOUCHING, f"{text}: two that touch, or a screw")
-        if shadow.bow_px / px_per_mm > MAX_BOW_MM:
+        if shadow.bow_px / px_per_mm > MAX_BOW_MM or 4.0 * shadow.bow_px > MAX_BOW_RAD * shadow.length_px:
             text = f"the needle is bent by {shadow.bow_px / px_per_mm:.1f} mm in a picture (or two touch)"
             raise NeedleError(Why.BENT, f"{text}: at most {MAX_BOW_MM:g} mm tell where it points")
         if not end.clear:
             text = "other metal reaches the needle's tip in a picture: two needles that touch or cross, or it is bent"
             raise NeedleError(Why.TOUCHING, f"{text}; turn the C-arm")
+    lengths = problem.lengths_mm(fit)
+    whole = [length for length, shadow in zip(lengths, shadows, strict=True) if all(e.inside for e in shadow.ends)]
+    if whole and max(lengths) > LONGER[0] * min(whole) + LONGER[1]:
+        text = f"{min(whole):.0f} mm of needle in one picture, {max(lengths):.0f} mm in the other: not the same needle"
+        raise NeedleError(Why.DISAGREE, f"{text}, or hidden in part")
 
 
 def _wrong_width(

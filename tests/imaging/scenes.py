@@ -1,11 +1,13 @@
 """A needle in made-up pictures: truth in closed form, by code that the finders do not share."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from navsrv.imaging.found import FoundNeedle
 from navsrv.imaging.shadow import Radiograph
 from navsrv.kernel.frames import CT, Array, Frame, Rigid
 from navsrv.kernel.projection import ProjectionModel
@@ -14,6 +16,8 @@ from simulators.world.imaging import Detector, Exposure, SteelNeedle, expose, st
 
 STAND = Frame("stand")
 DETECTOR = Detector(384, 384, 0.77, principal_px=(193.2, 189.9))
+SMALL = Detector(256, 256, 0.77, principal_px=(129.2, 125.9))
+"""As fine, and enough for a needle's end."""
 DIAMETER_MM = 2.4
 
 
@@ -22,9 +26,9 @@ def unit(*values: float) -> Array:
     return vector / np.linalg.norm(vector)
 
 
-def soft_tissue(rng: np.random.Generator) -> Array:
+def soft_tissue(rng: np.random.Generator, detector: Detector = DETECTOR) -> Array:
     """Return (rows, columns) of attenuation without metal: a body, bones with sharp edges, open air on one side."""
-    row, column = np.mgrid[0 : DETECTOR.rows, 0 : DETECTOR.columns] / DETECTOR.rows
+    row, column = np.mgrid[0 : detector.rows, 0 : detector.columns] / detector.rows
     total = 3.0 + 1.2 * np.cos(2.0 * (column - rng.uniform(0.3, 0.7))) + 0.5 * row
     for _ in range(5):
         centre, size, turn = rng.uniform(0.1, 0.9, 2), rng.uniform(0.06, 0.3, 2), rng.uniform(0, np.pi)
@@ -38,17 +42,51 @@ def xray(
     orbit_deg: float, needles: list[tuple[Array, Array]], rng: np.random.Generator, tilt_deg: float = 0.0, **more: Any
 ) -> Radiograph:
     """Return the X-ray of needles (tip, axis in CT), taken towards the CT's origin."""
+    pieces = [SteelNeedle(tip, axis, radius_mm=DIAMETER_MM / 2, **more) for tip, axis in needles]
+    return xray_of(orbit_deg, pieces, rng, tilt_deg=tilt_deg)
+
+
+def xray_of(
+    orbit_deg: float,
+    pieces: list[SteelNeedle],
+    rng: np.random.Generator,
+    detector: Detector = DETECTOR,
+    tilt_deg: float = 0.0,
+) -> Radiograph:
+    """Return the X-ray of steel cylinders, taken towards the CT's origin."""
     stand = Rigid(CT, STAND, np.eye(3), np.zeros(3))
-    truth = Gantry(DETECTOR).moved(Position(orbit_deg, tilt_deg)).true()
+    truth = Gantry(detector).moved(Position(orbit_deg, tilt_deg)).true()
     pose = Rigid(
         CT, Frame("carm"), truth.T_stand_from_carm.rotation, stand.apply(truth.T_stand_from_carm.translation_mm)
     )
-    integrals = soft_tissue(rng)
-    for tip, axis in needles:
-        integrals += steel_integrals(SteelNeedle(tip, axis, radius_mm=DIAMETER_MM / 2, **more), pose, DETECTOR)
+    integrals = soft_tissue(rng, detector)
+    for piece in pieces:
+        integrals += steel_integrals(piece, pose, detector)
     pixels = expose(integrals, Exposure(quanta=3e4), rng)
     view: ProjectionModel = view_of(truth, Rigid(CT, Frame("stand"), np.eye(3), np.zeros(3)))
     return Radiograph(pixels, view)
+
+
+def off(needle: FoundNeedle, tip: Array, axis: Array) -> float:
+    """Return the squared error in units of the needle's own covariance: chi-square of five."""
+    error = np.concatenate([needle.tip_mm - tip, needle.axis - axis])
+    return float(error @ np.linalg.pinv(needle.covariance, rcond=1e-7) @ error)
+
+
+def across(axis: Array, rng: np.random.Generator) -> Array:
+    """Return a unit vector across another, whichever."""
+    return unit(*np.cross(axis, rng.normal(size=3)))
+
+
+def bent(tip: Array, axis: Array, sag_mm: float, rng: np.random.Generator, length: float = 150.0) -> list[SteelNeedle]:
+    """Return a needle on a circle that strays from its chord by so much on 100 mm, as short straight pieces."""
+    side, radius = across(axis, rng), 100.0**2 / (8.0 * sag_mm)
+    way = np.linspace(0.0, length, 31) / radius
+    points = tip - radius * np.sin(way)[:, None] * axis + radius * (1.0 - np.cos(way))[:, None] * side
+    return [
+        SteelNeedle(a, (a - b) / np.linalg.norm(a - b), float(np.linalg.norm(a - b)) + 0.3, DIAMETER_MM / 2)
+        for a, b in pairwise(points)
+    ]
 
 
 def volume(
