@@ -46,6 +46,8 @@ MAX_TRANSLATION_MM: Final = 100_000.0
 MAX_STATUS_CHARACTERS: Final = 40
 CONFIRMING: Final = 3
 """Poses of one name, each newer than the one before but older than the newest, that show a clock set back."""
+ABSENT_NS: Final = 1_000_000_000
+"""A gap as long as this is an absence, which states and alarms tell of; shorter ones are lost poses."""
 _NO_ROTATION: Final = np.zeros(4)
 _NAME: Final = re.compile(r"(?P<frm>.+)To(?P<to>[A-Z].*)", re.DOTALL)
 
@@ -84,6 +86,8 @@ class SourceCounts:
     not_rigid: int = 0
     repeated: int = 0
     out_of_order: int = 0
+    lost: int = 0
+    """Poses that did not come, by the stamps and the declared rate."""
     clock_jumps: int = 0
     unknown_names: int = 0
 
@@ -126,7 +130,8 @@ class OpenIgtLinkSource(UnaskedSource):
         self._frames: dict[str, tuple[Frame, Frame] | None] = {}
         self._last_stamp: dict[str, int] = {}
         self._behind: dict[str, tuple[int, int]] = {}
-        self.clock = SourceClock(int(1e9 / spec.rate_hz))
+        self._period_ns = int(1e9 / spec.rate_hz)
+        self.clock = SourceClock(self._period_ns)
 
     def feed(self, data: bytes | memoryview, received_ns: int, wall_ns: int) -> list[PoseSample]:
         """Return the samples that these bytes complete.
@@ -239,7 +244,10 @@ class OpenIgtLinkSource(UnaskedSource):
                 self.counts.repeated += 1
             else:
                 self.counts.out_of_order += 1
+                self.counts.lost = max(0, self.counts.lost - 1)  # it was on its way
             return False
+        if last is not None and 1.5 * self._period_ns < stamp - last < ABSENT_NS:
+            self.counts.lost += round((stamp - last) / self._period_ns) - 1
         self._last_stamp[name] = stamp
         return True
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import assert_never
+from typing import Final, assert_never
 
+from devices.carm_encoders import EncoderCounts
 from devices.ndi import NdiTracker
 from devices.ndi_readings import NdiCounts, NdiSpec
 from devices.openigtlink import OpenIgtLinkSource, SourceCounts, SourceSpec
@@ -15,6 +16,7 @@ from navsrv.pipeline.inputs import EndLink, SourceReport, ToDevice
 from navsrv.wire.openigtlink import Sensor
 
 NEVER_NS = 1 << 62
+_WORDS: Final = {"invalid": "refused", "out_of_order": "late"}
 
 
 class Driver:
@@ -71,7 +73,7 @@ class Driver:
 
     def report(self, now_ns: int) -> SourceReport:
         """Return how the source stands at ``now_ns``: its counts, and what its stamps tell of its clock."""
-        name, counts, source = self.spec.name, asdict(self.counts), self.source
+        name, counts, source = self.spec.name, counted(self.counts), self.source
         unknown_s = self.spec.unknown_latency_ns / 1e9
         clock = None if source is None else source.clock.estimate(now_ns)
         if source is None or clock is None:
@@ -87,6 +89,11 @@ class Driver:
             clock.drift_ppm,
             clock.drift_sigma_ppm,
         )
+
+
+def counted(counts: SourceCounts | NdiCounts | EncoderCounts) -> dict[str, int]:
+    """Return a driver's counts in the words of the metrics, which are the same for sources of every kind."""
+    return {_WORDS.get(name, name): count for name, count in asdict(counts).items()}
 
 
 def open_source(spec: SourceSpec | NdiSpec, counts: SourceCounts | NdiCounts) -> PoseSource:

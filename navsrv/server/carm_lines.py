@@ -11,7 +11,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import CARM, Array, Frame, Rigid
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.pipeline.inputs import SourceReport
+from navsrv.pipeline.sources import counted
 from navsrv.server.calibration_files import read_carm
 from navsrv.server.config import EncodersConfig, ImagingConfig
 
@@ -43,7 +43,7 @@ class CarmLine:
         name: str,
         imaging: ImagingConfig,
         give: Give,
-        lose: Callable[[str, int], None],
+        lose: Callable[[str, int, str], None],
         note: Callable[[str, str], None],
     ) -> None:
         assert imaging.encoders is not None
@@ -81,7 +81,7 @@ class CarmLine:
 
     def report(self) -> SourceReport:
         """Return how it stands, for metrics."""
-        return SourceReport(f"encoders {self.name}", self._driver is not None, asdict(self.counts), 0.0)
+        return SourceReport(f"encoders {self.name}", self._driver is not None, counted(self.counts), 0.0)
 
     def _read(self) -> None:
         assert self._port is not None
@@ -103,10 +103,7 @@ class CarmLine:
             return
         for sample in samples:
             if sample.pose is None:
-                self._lose(self._pose_name, sample.pose_time_ns)
-                if sample.reason != self._said:
-                    self._said = sample.reason
-                    self._note("pose_refused", sample.reason)
+                self._lose(self._pose_name, sample.pose_time_ns, sample.reason)
                 continue
             self._give(self._pose_name, sample.pose_time_ns, sample.pose.matrix, sample.unknown_ns)
             if self._detector_name is not None:

@@ -193,11 +193,11 @@ class DeviceListener:
         stamp = message.time_ns or wall_ns
         tracking, reason = tracking_of(message, message.device, "imaging.<name>.trusted" if not trusted else None)
         if tracking is not Tracking.OK:
-            self._on_note("pose_refused", reason)
-            self._placing.lose(message.device, stamp)
+            self._placing.lose(message.device, stamp, reason)
             return
         if rotation_defect(message.body.matrix[:3, :3]) > 1e-3:
-            self._on_note("pose_refused", f"{message.device}: the matrix is not a rigid motion")
+            text = f"{message.device}: the matrix is not a rigid motion"
+            self._placing.lose(message.device, stamp, text, "poses_not_rigid")
             return
         self._placing.give(message.device, stamp, message.body.matrix)
 

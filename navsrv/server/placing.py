@@ -84,10 +84,17 @@ class Exposure:
 
 @dataclass(slots=True)
 class ImageCounts:
-    """What happened to the images of a source since the start."""
+    """What happened to the images of a source since the start, and to the poses of its device."""
 
     accepted: int = 0
     refused: int = 0
+    repeated: int = 0
+    late: int = 0
+    poses_accepted: int = 0
+    poses_refused: int = 0
+    poses_not_rigid: int = 0
+    poses_repeated: int = 0
+    poses_late: int = 0
     without_time: int = 0
     without_pose: int = 0
     without_reference: int = 0
@@ -113,6 +120,9 @@ class Placing:
         self._config, self._ask, self._note = config, ask, note
         self.counts = {name: ImageCounts() for name in config.imaging}
         self._poses: dict[str, PoseMemory] = {}
+        self._newest_pose: dict[str, int] = {}
+        self._newest_image: dict[str, int] = {}
+        self._bad: dict[str, str] = {}
         for imaging in config.imaging.values():
             late = imaging.connect == "dicom" and config.dicom is not None
             seconds = config.dicom.pose_memory_s if late and config.dicom is not None else 0.0
@@ -124,12 +134,42 @@ class Placing:
 
         ``time_ns`` since the epoch; it may have been earlier by ``unknown_ns``.
         """
+        newest = self._newest_pose.setdefault(name, time_ns - 1)
+        if time_ns <= newest:
+            self._count(name, "poses_repeated" if time_ns == newest else "poses_late")
+            if time_ns == newest:
+                return
+        self._newest_pose[name] = max(newest, time_ns)
+        self._count(name, "poses_accepted")
         self._poses[name].add(time_ns, matrix, unknown_ns)
+        if self._bad.pop(name, None) is not None:
+            self._note("pose_valid", f"{name} is valid again")
 
-    def lose(self, name: str, time_ns: int) -> None:
-        """Take note that the pose of a name was said to be unknown at a time."""
-        if name in self._poses:
-            self._poses[name].lose(time_ns)
+    def lose(self, name: str, time_ns: int, reason: str, what: str = "poses_refused") -> None:
+        """Take note that the pose of a name is not to be believed at a time; say so when that is news."""
+        self._count(name, what)
+        self._poses[name].lose(time_ns)
+        if self._bad.get(name) != reason:
+            self._bad[name] = reason
+            self._note("pose_refused", reason)
+
+    def _count(self, pose: str, what: str) -> None:
+        for name, imaging in self._config.imaging.items():
+            if pose in (imaging.pose, imaging.detector):
+                setattr(self.counts[name], what, getattr(self.counts[name], what) + 1)
+
+    def _is_repeated(self, arrival: Arrival, stamp: int) -> bool:
+        """Say whether an image is shown again, as a C-arm does with the last one; one that was overtaken is counted."""
+        newest = self._newest_image.get(arrival.source)
+        self._newest_image[arrival.source] = stamp if newest is None else max(newest, stamp)
+        if newest is None or stamp > newest:
+            return False
+        counts = self.counts[arrival.source]
+        if stamp < newest:
+            counts.late += 1
+            return False
+        counts.repeated += 1
+        return arrival.config.connect == "openigtlink"
 
     def refuse(self, source: str, event: str, text: str) -> None:
         """Count and report an image that is not used; ``event`` is one of those that are counted."""
@@ -146,9 +186,11 @@ class Placing:
         ]
 
     async def place(self, arrival: Arrival) -> Exposure | None:
-        """Return an image in its place; None, with the reason reported, where nobody knows it."""
+        """Return an image in its place; None, with the reason reported, where nobody knows it, or for one repeated."""
         imaging, stamp = arrival.config, arrival.image.device_time_ns
         assert stamp is not None  # an image without a time does not come this far
+        if self._is_repeated(arrival, stamp):
+            return None
         end = time.monotonic() + WAIT_S
         while True:
             body, reference = await self._body(imaging, stamp), await self._reference(stamp)

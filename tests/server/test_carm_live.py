@@ -246,4 +246,4 @@ def test_an_encoded_carm_that_bends_places_its_xrays_by_its_table(phantom: Path,
         assert max(offs) < 2.0 * 0.3 * 2**0.5, offs
         simulator.tell(do="shoot", orbit_deg=150.0)  # where the table says nothing
         until(lambda: images(server, "carm", "without_pose") == 1)
-        assert metric(server, "navsrv_source_samples", 'source="encoders carm",what="invalid"') > 0
+        assert metric(server, "navsrv_source_samples", 'source="encoders carm",what="refused"') > 0
