@@ -269,7 +269,8 @@ RULES: Final[Mapping[Condition, Rule]] = MappingProxyType(
             False,
             0,
             "UNREGISTERED",
-            "the registration is older than registration.max_age_min, where that is set",
+            "the registration is older than registration.max_age_min, where that is set; or a check disagrees, or the"
+            " reference moved against the witness, by more than it may be used with in doubt (2.5 times moved_mm)",
             "confirmed, or another one accepted",
             "Touch a landmark; confirm the registration or register again.",
         ),

@@ -18,10 +18,13 @@ from navsrv.pipeline.registrations import Registrations
 from navsrv.pipeline.setup import Setup
 from navsrv.pipeline.tool import RoomFacts
 from navsrv.pipeline.watches import JumpWatch, SlipWatch
+from navsrv.registration.health import Finding, Health, HealthLimits, Source, judge_motion
 
 DRIFT_AT: Final = 0.5
 """Share of ``moved_mm`` at which a drift is told."""
 DRIFT_ENDS_AT: Final = 0.4
+EXPIRES_AT: Final = 2.5
+"""Times ``moved_mm``: a registration that is so far off is no longer used, not even in doubt."""
 
 
 class ReferenceWatch:
@@ -56,31 +59,33 @@ class ReferenceWatch:
         if accepted is None or accepted.trusted_ns is None:
             return []
         fields: dict[str, float] = {"jump_mm": self._site.jump_mm, "gap_mm": self._site.gap_mm}
-        if said is None and self._witness is not None:
-            said = self._slipped(sample, room)
-            fields = {"moved_mm": self._slip.moved_mm or 0.0, "limit_mm": self._site.moved_mm}
+        slip = None if self._witness is None else self._slip_found(sample, room)
+        if slip is not None and slip.health is Health.EXPIRED:
+            registrations.end(accepted.id, slip.reason, now_ns)
+            fields = {"moved_mm": slip.value_mm, "limit_mm": slip.limit_mm}
+            text = f"registration {accepted.id} expired: {slip.reason}"
+            return [Note(now_ns, "registration_expired", text, {"id": accepted.id, **fields})]
+        if said is None and slip is not None and slip.health is Health.UNVERIFIED:
+            said, fields = slip.reason, {"moved_mm": slip.value_mm, "limit_mm": slip.limit_mm}
         if said is None or accepted.state == "unverified":
             return []
         registrations.put_in_doubt(accepted.id, said, Condition.REFERENCE_MOVED, now_ns)
         text = f"registration {accepted.id} is unverified: {said}"
         return [Note(now_ns, "registration_unverified", text, {"id": accepted.id, **fields})]
 
-    def _slipped(self, sample: PoseSample, room: RoomFacts) -> str | None:
-        """Return in words that the reference moved against the witness by more than the limit, if it did."""
+    def _slip_found(self, sample: PoseSample, room: RoomFacts) -> Finding | None:
+        """Return what the reference's motion against the witness makes of the registration; None while not known."""
         assert self._witness is not None
         witness = self._witness.paired_with(sample, self._source)
         moved = None if witness is None else self._slip.step(sample, witness)
         if moved is None:
             return None
         limit = self._site.moved_mm
-        if moved > limit:
-            room.drifting = None
-            return f"the reference moved {moved:.1f} mm against the witness"
         ends_at = DRIFT_AT if room.drifting is None else DRIFT_ENDS_AT
         room.drifting = None
-        if moved > ends_at * limit:
+        if ends_at * limit < moved <= limit:
             text = f"the reference drifts against the witness: {moved:.1f} mm since the registration was trusted"
             past = "the reference drifted against the witness"
             measured = {"moved_mm": moved, "threshold_mm": DRIFT_AT * limit}
             room.drifting = Present(Condition.REGISTRATION_DRIFTING, None, text, past=past, measured=measured)
-        return None
+        return judge_motion(Source.REFERENCE_MOVED, moved, HealthLimits(moved_mm=(limit, EXPIRES_AT * limit)))

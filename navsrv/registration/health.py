@@ -85,10 +85,11 @@ def judge_motion(source: Source, moved_mm: float, limits: HealthLimits | None = 
 
     ``moved_mm``: at the target, since the registration was accepted.
     """
-    what = {Source.REFERENCE_MOVED: "the reference", Source.PATIENT_MOVED: "the patient"}.get(source)
-    if what is None:
+    against = {Source.REFERENCE_MOVED: "the reference moved against the witness",
+               Source.PATIENT_MOVED: "the patient moved against the reference"}.get(source)  # fmt: skip
+    if against is None:
         raise ValueError(f"{source.value} is no motion")
-    return _finding(source, moved_mm, 0.0, (limits or HealthLimits()).moved_mm, f"{what} moved at the target by")
+    return _finding(source, moved_mm, 0.0, (limits or HealthLimits()).moved_mm, f"{against}, at the target by")
 
 
 def judge_landmark(

@@ -475,7 +475,12 @@ def test_a_slow_slip_is_seen_against_the_witness_only() -> None:
     turned[:3, :3] = rot("x", 3.0)
     frame = witnessed(room, 3.0, turned)
     assert {a.condition for a in frame.alarms} - {"outside_corridor"} == {"reference_moved"}
-    assert "2.0 mm against the witness" in frame.reason
+    assert "moved against the witness, at the target by 2.0 mm, above 2.0 mm" in frame.reason
+    turned[:3, :3] = rot("x", 7.0)
+    frame = witnessed(room, 3.0, turned)
+    assert "registration_expired" in {a.condition for a in frame.alarms}
+    assert frame.state == "UNREGISTERED"  # no distance rests on what is five millimetres off
+    assert frame.tip_ct_mm is None
     alone = registered()
     assert alarm(stream(alone, 3.0, reference=turned), "reference_moved") is None  # not detectable without one
 
