@@ -119,7 +119,7 @@ class Still:
     pixels : (rows, columns) uint16 or None
         The mean of the frames that held it, 257 for each grey level; None when it is refused.
     time_ns : int
-        When it was taken (wall): its last change, less the declared latency.
+        When it was taken at the latest (wall): its last change, less the declared latency.
     unknown_ns : int
         How much earlier it may have been taken.
     received_ns : int
@@ -138,15 +138,16 @@ class _Run:
     """New pictures one after the other: an exposure, as far as it goes."""
 
     received_ns: int
-    wall_ns: int
+    """Of the newest picture."""
+    ended_ns: int
+    ended_wall_ns: int
+    """When the newest frame came that was not the same: a console that averages lets its last picture fade in."""
     pictures: int = 0
     flaw: str = ""
     """Of the newest picture that had one."""
     sound_since_ns: int | None = None
     """Since when no picture had a flaw; None from one that has."""
     ever_flawed: bool = False
-    unsure: bool = False
-    """Something between new and same came after the newest picture: its time is not sure."""
     held: NDArray[np.float32] | None = None
     frames: int = 0
 
@@ -273,7 +274,8 @@ class FrameGrabber:
                 self.counts.unsure += 1
                 self._first_ns = received_ns
                 if run is not None:
-                    run.unsure = True
+                    run.ended_ns, run.ended_wall_ns = received_ns, wall_ns
+                    run.held, run.frames = np.zeros(cut.shape, np.float32), 0
                 return [self._sample(_unsure(seen), received_ns, wall_ns)]
             case Novelty.NEW:
                 return [self._new(cut, seen, received_ns, wall_ns)]
@@ -282,9 +284,10 @@ class FrameGrabber:
         """Take a new picture into the exposure that it belongs to."""
         run = self._run
         if run is None:
-            run = self._run = _Run(received_ns, wall_ns)
+            run = self._run = _Run(received_ns, received_ns, wall_ns)
         run.pictures += 1
-        run.received_ns, run.wall_ns, run.unsure = received_ns, wall_ns, False
+        run.received_ns = run.ended_ns = received_ns
+        run.ended_wall_ns = wall_ns
         run.held, run.frames = cut.astype(np.float32), 1
         flaw = self._combing(cut, seen)
         if flaw:
@@ -342,7 +345,7 @@ class FrameGrabber:
     def _settle(self, now_ns: int) -> None:
         """Say what the screen shows now, and give out the shot when an exposure has ended."""
         spec, run = self.spec, self._run
-        known_ns = None if run is None or run.unsure else run.wall_ns - spec.latency_ns
+        known_ns = None if run is None else run.ended_wall_ns - spec.latency_ns
         assert self._varied_ns is not None
         stuck_ns = now_ns - self._varied_ns
         if stuck_ns > FROZEN_NS:
@@ -369,18 +372,19 @@ class FrameGrabber:
                 self.standing = Standing(Showing.HELD, None, reason)
             return
         refused = self._refused(run)
-        picture = None
-        if not refused and run.held is not None:
+        pixels = None
+        if not refused:
+            assert run.held is not None
             picture = self.spec.framing.made(run.held / np.float32(run.frames))
+            pixels = np.clip(np.rint(picture * TO_16_BITS), 0, 65535).astype(np.uint16)
             refused = self._misoriented(picture)
-        if refused or picture is None:
+        if refused:
             self.counts.stills_refused += 1
-            pixels = None
         else:
             self.counts.stills += 1
-            pixels = np.clip(np.rint(picture * TO_16_BITS), 0, 65535).astype(np.uint16)
-        time_ns = run.wall_ns - self.spec.latency_ns
-        self._still = Still(pixels, refused, time_ns, self.spec.unknown_latency_ns, run.received_ns)
+        time_ns = run.ended_wall_ns - self.spec.latency_ns
+        unknown_ns = self.spec.unknown_latency_ns + run.ended_ns - run.received_ns
+        self._still = Still(None if refused else pixels, refused, time_ns, unknown_ns, run.received_ns)
         exposed = known_ns if run.pictures >= self.spec.exposure_pictures else None
         self.standing = Standing(Showing.HELD, exposed, refused)
         self._run = None
@@ -393,7 +397,9 @@ class FrameGrabber:
         """
         if run.pictures < self.spec.exposure_pictures:
             return "it came by one change: a picture that was called up has no time"
-        if run.unsure:
+        if run.held is None or not run.frames:
+            return "no frame held its picture"
+        if run.ended_ns - run.received_ns > self.spec.hold_ns:
             return (
                 "nobody can tell when the exposure ended: the noise was that of neither a live picture nor a held one"
             )

@@ -2,8 +2,9 @@
 
 A lead marker on the detector's housing casts its shadow at the same place of every picture, whatever lies in the beam.
 Where the shadow is, and how it lies, tells which of the eight ways (quarter turns and mirrorings) the picture is shown;
-a shadow beside its place says that the picture was shifted, zoomed or turned by another angle.  Refuses to correct: a
-picture that is not shown as calibrated is not measured in.
+a shadow beside its place says that the picture was shifted, zoomed or turned by another angle.  Lead lets the same
+share through whatever lies behind it, so that its shadow is the same in the logarithm, less what is about it.  Refuses
+to correct: a picture that is not shown as calibrated is not measured in.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ ALIKE: Final = 0.6
 """Correlation from which on a shadow is the marker's."""
 CLEARLY: Final = 0.2
 """By how much it must exceed that of every other way."""
+ABOUT: Final = 0.33
+"""Side of the square that a shadow is compared with, as a share of the template's shorter side."""
+DARKEST: Final = 8.0
+"""Grey levels that are added before the logarithm is taken: black has noise, too."""
 BEYOND_PX: Final = 6
 """How far beyond the slack the shadow is looked for, only to say where it went."""
 
@@ -122,7 +127,9 @@ class Facing:
 
 def facing(picture: NDArray[Any], marker: Marker) -> Facing:
     """Return how a square picture is shown."""
-    found = sorted(((_look(picture, marker, turn), turn) for turn in TURNS), key=lambda f: -f[0].best)
+    about = max(round(ABOUT * min(marker.template.shape)), 3)
+    relief, template = _relief(picture, about), _relief(marker.template, about)
+    found = sorted(((_look(relief, template, marker, turn), turn) for turn in TURNS), key=lambda f: -f[0].best)
     (best, turn), (second, _) = found[0], found[1]
     if best.best < ALIKE:
         if min(look.worst for look, _ in found) <= -ALIKE:
@@ -143,17 +150,24 @@ class _Look:
     off_px: int
 
 
-def _look(picture: NDArray[Any], marker: Marker, turn: Turn) -> _Look:
+def _relief(picture: NDArray[Any], about: int) -> NDArray[np.float32]:
+    """Return the logarithm of a picture less its mean over squares of side ``about``."""
+    smooth = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 1.0)
+    logarithm = np.log(smooth + np.float32(DARKEST))
+    return np.asarray(logarithm - cv2.blur(logarithm, (about, about)), dtype=np.float32)
+
+
+def _look(relief: NDArray[Any], upright: NDArray[Any], marker: Marker, turn: Turn) -> _Look:
     """Return the marker's correlation about the place where it would be, and how far from it the best is."""
-    template = turn.shown(marker.template)
+    template = turn.shown(upright)
     rows, columns = template.shape
-    x, y = turn.place(marker.at, marker.template.shape, picture.shape[0])
+    x, y = turn.place(marker.at, upright.shape, relief.shape[0])
     reach = marker.slack_px + BEYOND_PX
     left, top = max(x - reach, 0), max(y - reach, 0)
-    region = picture[top : y + rows + reach, left : x + columns + reach].astype(np.float32)
+    region = relief[top : y + rows + reach, left : x + columns + reach]
     if region.shape[0] < rows or region.shape[1] < columns:
         return _Look(0.0, 0.0, 0)
-    scores = cv2.matchTemplate(np.ascontiguousarray(region), template.astype(np.float32), cv2.TM_CCOEFF_NORMED)
+    scores = cv2.matchTemplate(np.ascontiguousarray(region), template, cv2.TM_CCOEFF_NORMED)
     worst, best, _, (at_x, at_y) = cv2.minMaxLoc(np.nan_to_num(scores, posinf=0.0, neginf=0.0))
     patch = region[at_y : at_y + rows, at_x : at_x + columns]
     if float(patch.std()) < 0.25 * float(template.std()):  # flat: a correlation of nothing

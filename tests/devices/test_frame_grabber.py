@@ -215,6 +215,21 @@ def test_a_held_picture_that_codec_or_window_change_is_not_live() -> None:
     assert set(windowed.showing[20 + HOLD :]) == {Showing.HELD}
 
 
+@pytest.mark.parametrize("share", [0.7, 0.5])
+def test_a_console_that_averages_leaves_the_end_of_the_exposure_in_doubt(share: float) -> None:
+    """The last pictures fade in for a while after the beam is off: the truth lies within the stated time."""
+    shown: list[NDArray[np.float64]] = []
+
+    def averaged(n: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        shown.append(share * frame + (1.0 - share) * shown[-1] if shown else frame.astype(float))
+        return np.rint(shown[-1]).astype(np.uint8)
+
+    (still,) = play(60, line=averaged).stills
+    assert still.pixels is not None, still.reason
+    assert 0 < still.unknown_ns < 400_000_000
+    assert still.time_ns - still.unknown_ns <= WALL_NS + 20 * PERIOD_NS - LATENCY_NS <= still.time_ns
+
+
 def test_a_noisier_cable_than_declared_is_noticed_in_the_dark_beside_the_field() -> None:
     story = play(60, digitiser=2.0, quantum=10.0)
     assert story.showing[-1] is Showing.HELD
