@@ -105,6 +105,8 @@ class Console:
     """Half a frame later, of an interlaced camera."""
     _stuck: NDArray[np.uint8] | None = field(default=None, repr=False)
     _moved: float = 0.0
+    _lit: tuple[Array, Array] | None = field(default=None, repr=False)
+    """A scene, and what ``lit_scene`` made of it."""
     _pools: dict[tuple[int, ...], NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def change(self, **how: Any) -> None:
@@ -137,10 +139,12 @@ class Console:
     def _exposed(self, moved: float, rng: np.random.Generator) -> Array:
         """Return the picture of one pulse, grey levels."""
         assert self.scene is not None
-        scene = self.scene
         if any(self.drift_px):
-            scene = shifted(scene, (moved * self.drift_px[0], moved * self.drift_px[1]))
-        lit = lit_scene(scene)
+            lit = lit_scene(shifted(self.scene, (moved * self.drift_px[0], moved * self.drift_px[1])))
+        else:
+            if self._lit is None or self._lit[0] is not self.scene:
+                self._lit = self.scene, lit_scene(self.scene)
+            lit = self._lit[1]
         levels = 255.0 * lit + self.screen.quantum * np.sqrt(2.0 * lit) * self._noise(lit.shape, rng)
         return np.clip(levels, 0.0, 255.0)
 
@@ -160,10 +164,8 @@ class Console:
     def _sent(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         screen = self.screen
         frame = np.zeros((screen.height, screen.width), np.float32)
-        colour = np.ones(3)
         if screen.signal == "blue":
             frame += 200.0
-            colour = np.array([1.0, 0.1, 0.1])
         elif screen.signal != "black":
             x, y = screen.corner
             if self._picture is not None:
@@ -176,8 +178,10 @@ class Console:
             words = f"NAVSRV SIM  {self.frame // 25:05d}"
             cv2.putText(frame, words, (6, screen.height - 8), cv2.FONT_HERSHEY_PLAIN, 1.0, 200.0)
         frame += np.float32(screen.digitiser) * self._noise(frame.shape, rng)
-        levels = np.clip(np.rint(frame), 0.0, 255.0)
-        return np.stack([(levels * c).astype(np.uint8) for c in colour], axis=-1)
+        levels = np.clip(np.rint(frame), 0.0, 255.0).astype(np.uint8)
+        if screen.signal == "blue":
+            return np.stack([levels, levels // 10, levels // 10], axis=-1)
+        return np.asarray(cv2.cvtColor(levels, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
 
     def _shown(self, picture: Array) -> Array:
         screen = self.screen
