@@ -39,6 +39,8 @@ COARSE_SAMPLES: Final = 400
 OUTLIER_MEDIANS: Final = 6.0
 GAP_PERIODS: Final = 4.0
 STEPS: Final = 12
+MOST_FLAT: Final = 30.0
+"""A sum of squares that is flatter tells no time; the error that comes of it is refused by its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,7 @@ def _solve(a: _Stream, b: _Stream, max_offset_s: float, limits: TemporalLimits) 
     # Correlated noise is as good as one number a block, and the linear map took some of it for motion.
     owed *= count / max(count - explainer.unknowns, 0.25 * count)
     covariance = jackknife_covariance(left_out_shifts(derivatives, residuals, blocks)) * owed
+    covariance *= _flatter(explainer, offset, derivatives, rows, min(a.period_s, b.period_s)) ** 2
     floor_s = PERIOD_SHARE * max(a.period_s, b.period_s)
     covariance += np.diag([floor_s, floor_s / float(explainer.times_b[rows].std())]) ** 2
     wanted = explainer.values_b[rows] * explainer.weights
@@ -351,6 +354,20 @@ def _valley(explainer: _Explainer, offsets: Array, index: int, rows: slice) -> t
             low = left
     bottom = 0.5 * (low + high)
     return bottom, explainer.cost(bottom, rows)
+
+
+def _flatter(
+    explainer: _Explainer, offset: float, derivatives: Array, rows: NDArray[np.bool_], period_s: float
+) -> float:
+    """Return how many times less curved the sum of squares is than its derivatives say: noise in A makes those steep.
+
+    The information that was observed, not that of Gauss and Newton, decides (Huber's sandwich, 1967).
+    """
+    step = 0.5 * period_s
+    costs = [explainer.cost(offset + way * step, rows) for way in (-1.0, 0.0, 1.0)]
+    curved = 0.5 * (costs[0] - 2.0 * costs[1] + costs[2]) / step**2
+    said = float((derivatives[:, :, 0] ** 2).sum())
+    return float(np.clip(said / max(curved, 1e-12 * said), 1.0, MOST_FLAT))
 
 
 def _step(residuals: Array, derivatives: Array) -> Array:
