@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -134,7 +135,10 @@ class WebDisplays:
         return self._session_file(f"registration-{request.match_info['name']}.png")
 
     async def _fluoro(self, request: web.Request) -> web.StreamResponse:
-        return self._session_file("fluoro.json")
+        source = request.query.get("source", "")
+        if not re.fullmatch(r"[\w-]*", source):
+            raise web.HTTPNotFound(text=f"there is no source {source!r}")
+        return self._session_file(f"fluoro-{source}.json" if source else "fluoro.json")
 
     async def _video(self, request: web.Request) -> web.StreamResponse:
         """Return what each C-arm's screen shows, one map for each video that is configured."""

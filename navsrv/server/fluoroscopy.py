@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from navsrv.server.placing import Exposure
 
 
 def write_fluoroscopy(folder: Path, exposure: Exposure) -> str:
-    """Write the newest X-ray as PNG with its facts beside it; return the picture's name.
+    """Write the newest X-ray, and the newest of its source, as PNG with its facts beside it; return the picture's name.
 
     The facts hold ``T_ref_from_carm`` (C-arm frame: origin at the source, +z to the detector) and, where the device
     sent the detector's pose, ``T_carm_from_index``: (column, row, 0, 1) to millimetres in the C-arm's frame.
     """
     image = exposure.image
     assert isinstance(image, ProjectionSample)
-    name = f"fluoro-{image.device_time_ns}.png"
+    # One exposure may come twice, by network and by DICOM, and then mirrored.
+    source = re.sub(r"[^\w-]", "_", exposure.source)
+    name = f"fluoro-{source}-{image.device_time_ns}.png"
     ok, encoded = cv2.imencode(".png", _eight_bit(np.asarray(image.pixels)))
     if not ok:
         raise ValueError("the X-ray cannot be encoded as PNG")
@@ -41,9 +44,10 @@ def write_fluoroscopy(folder: Path, exposure: Exposure) -> str:
         "pose_off_ms": exposure.pose_off_ms,
     }
     (folder / name).write_bytes(encoded.tobytes())
-    temporary = folder / "fluoro.json.part"
-    temporary.write_text(json.dumps(facts))
-    os.replace(temporary, folder / "fluoro.json")
+    for newest in (f"fluoro-{source}.json", "fluoro.json"):
+        temporary = folder / f"{newest}.part"
+        temporary.write_text(json.dumps(facts))
+        os.replace(temporary, folder / newest)
     return name
 
 
