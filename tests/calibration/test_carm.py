@@ -221,6 +221,33 @@ def test_between_calibrated_angles_the_flex_is_followed(table: CarmCalibration) 
     assert known.max() < 0.2
 
 
+def test_rays_of_a_table_lie_within_their_stated_error_as_a_distribution() -> None:
+    """At the angles that were calibrated as stated; between them less for the averaging, and never the flex on top."""
+    rng = np.random.default_rng(21)
+    phantom = BeadPhantom("made to 0.05", HELIX, DIAMETERS, 0.05)
+    angles = np.deg2rad(np.arange(-60, 61, 20))
+    at, between, stated, left_out = [], [], [], []
+    for _ in range(12):
+        views = [solve_view(*simulated_shadows(bending_arm(a), rng, 0.06, 0.05), phantom, ARM) for a in angles]
+        made = calibrate_table(angles, views)
+        at += [_table_miss_mm(made, float(a)) for a in angles]
+        between += [_table_miss_mm(made, float(a)) for a in np.deg2rad([-30.0, -10.0, 10.0, 30.0])]
+        stated.append((made.view_sigma_mm**2).mean())
+        left_out.append(np.nanmean(made.left_out_mm**2))
+    assert 0.72 < np.mean(at) / np.mean(stated) < 1.38
+    assert 0.45 < np.mean(between) / np.mean(stated) < 1.1
+    assert np.mean(between) < np.mean(left_out), "leaving an angle out asks more than to look between two"
+
+
+def _table_miss_mm(made: CarmCalibration, angle: float) -> float:
+    """Return the squared miss of the table's ray through the phantom's middle, there."""
+    model, middle = made.projection(angle), HELIX.mean(axis=0)
+    seen = bending_arm(angle).shadow(middle[None])
+    off = made.distortion(angle).bent(model.project(middle)[None]) - seen
+    depth = float(model.T_carm_from_object.apply(middle)[2])
+    return float((off**2).sum()) * (depth / float(model.intrinsics[0, 0])) ** 2
+
+
 def test_a_wrong_angle_shows_when_it_is_left_out(table: CarmCalibration) -> None:
     assert dict(table.details)["turning_mismatch_deg"] < 0.3
     with pytest.raises(CalibrationError, match=r"angle 61\.0 deg: calibrated were -60\.0 to 60\.0 deg"):
