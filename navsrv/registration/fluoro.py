@@ -13,6 +13,7 @@ Same inputs, same result: no random numbers, sums in fixed order.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -167,12 +168,26 @@ def register_fluoro(
     frame = views[0].projection.T_carm_from_object.frm
     if (initial.to, initial.frm) != (CT, frame):
         raise RegistrationError(f"the start is {initial.to} from {initial.frm}, the views need ct from {frame}")
+    with ThreadPoolExecutor(max(1, len(views) - 1)) as side:
+        return _registered(bone, views, initial, target_ct_mm, search or FluoroSearch(), limits, side)
+
+
+def _registered(
+    bone: PreparedBone,
+    views: list[XrayView],
+    initial: Rigid,
+    target_ct_mm: ArrayLike | None,
+    search: FluoroSearch,
+    limits: FluoroLimits | None,
+    side: Executor,
+) -> RegistrationResult:
+    """Return the result of ``register_fluoro``; ``side`` looks at the views beyond the first."""
     deep = angle_between_deg(views) >= MIN_ANGLE_DEG
     coarse_views = [FixedView.of(v, SEARCH_PX) for v in views]
-    wide = Level(bone.wide, coarse_views, SEARCH_TILE_PX)
-    coarse = wide if bone.wide is bone.coarse else Level(bone.coarse, coarse_views, SEARCH_TILE_PX)
-    fine = Level(bone.fine, [FixedView.of(v, FINE_PX) for v in views], FINE_TILE_PX)
-    starts = _distinct(bone, search_poses(wide, initial.matrix, search or FluoroSearch(), 4 * PLACES, deep))
+    wide = Level(bone.wide, coarse_views, SEARCH_TILE_PX, side)
+    coarse = wide if bone.wide is bone.coarse else Level(bone.coarse, coarse_views, SEARCH_TILE_PX, side)
+    fine = Level(bone.fine, [FixedView.of(v, FINE_PX) for v in views], FINE_TILE_PX, side)
+    starts = _distinct(bone, search_poses(wide, initial.matrix, search, 4 * PLACES, deep))
     briefly = [wide.refine(pose, BRIEF) for pose in starts]
     places = _places(bone, wide, briefly)
     outside = None if deep else _prior(fine, places[0].pose, initial)
@@ -195,7 +210,7 @@ def register_fluoro(
         deep=deep,
         prior=prior,
     )
-    return conclude(fine, findings, frame, target_ct_mm, bounds)
+    return conclude(fine, findings, initial.frm, target_ct_mm, bounds)
 
 
 def angle_between_deg(views: list[XrayView]) -> float:

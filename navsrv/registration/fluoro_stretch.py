@@ -76,9 +76,9 @@ def fit_stretch(level: Level, pose: Array, scale: float) -> Stretch:
 def _equations(level: Level, pose: Array, longer: Array) -> Normal:
     """Return the normal equations of pose and stretch (9) where the bone is ``longer`` by (3,)."""
     bone = level.volume.stretched(1.0 + longer, level.centre_ct_mm)
-    sums = []
-    for view, beside in zip(level.views, level.beside, strict=True):
-        model = level.seen(pose, view)
+
+    def sums(n: int) -> Array:
+        model, view = level.seen(pose, level.views[n]), level.views[n]
         moving = np.empty((10, model.rows, model.columns), np.float32)
         shapes = np.empty((1, 7, model.rows, model.columns), np.float32)
         bone.render_into(shapes, [model], level.centre_ct_mm, STRETCHES)
@@ -87,6 +87,7 @@ def _equations(level: Level, pose: Array, longer: Array) -> Normal:
         moving[:7] = shapes[0]
         tiles = (-(-model.rows // level.tile_px), -(-model.columns // level.tile_px))
         out = np.zeros((*tiles, sums_of(9)))
-        tile_sums(moving, view.gradient, beside, window, level.tile_px, out)
-        sums.append(out.reshape(-1, out.shape[2]))
-    return normal_equations(np.concatenate(sums))
+        tile_sums(moving, view.gradient, level.beside[n], window, level.tile_px, out)
+        return out.reshape(-1, out.shape[2])
+
+    return normal_equations(np.concatenate(level.of_each(sums)))

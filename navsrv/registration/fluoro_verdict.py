@@ -136,15 +136,15 @@ def sharpness(level: Level, pose: Array) -> float:
     The mean over views and four ways each.  The edges of the right bone lie on those of the X-ray, and a small step
     takes them off; another bone's run along them here and there, and lose little.
     """
-    lost = []
-    for n, view in enumerate(level.views):
-        alone, across = level.only(n), level.seen(pose, view).T_carm_from_object.rotation[:2]
-        here = max(alone.score(pose), 1e-3)
-        for way in (*across, *-across):
-            aside = pose.copy()
+
+    def lost(n: int) -> float:
+        alone, across = level.only(n), level.seen(pose, level.views[n]).T_carm_from_object.rotation[:2]
+        asides = [pose.copy() for _ in range(4)]
+        for aside, way in zip(asides, (*across, *-across), strict=True):
             aside[:3, 3] += ASIDE_MM * way
-            lost.append(1.0 - alone.score(aside) / here)
-    return float(np.mean(lost))
+        return 1.0 - float(np.mean([alone.score(aside) for aside in asides])) / max(alone.score(pose), 1e-3)
+
+    return float(np.mean(level.of_each(lost)))
 
 
 def _systematic(level: Level, pose: Array, views_mm: float) -> Array:

@@ -8,9 +8,11 @@ Levenberg-Marquardt on analytic derivatives.  Refuses search and verdict.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor
 from copy import copy
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,9 @@ LEAST_GAIN: Final = 1e-5
 MOST_DAMPING: Final = 100.0
 ARM_MM: Final = 50.0
 """Distance at which a rotation is weighed against a translation."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,11 +142,13 @@ class Level:
     """One resolution: the bone, the X-rays, and buffers that are used again.
 
     ``beside`` may hold, for each view, an image of what else is in the picture (other bones where they are known to
-    be): it is added to what is rendered, so that their edges are not taken for the bone's.
+    be): it is added to what is rendered, so that their edges are not taken for the bone's.  ``side``: who looks at the
+    views beyond the first while the caller looks at that one; None: one after the other.
     """
 
-    def __init__(self, volume: DrrVolume, views: list[FixedView], tile_px: int) -> None:
+    def __init__(self, volume: DrrVolume, views: list[FixedView], tile_px: int, side: Executor | None = None) -> None:
         self.volume = volume
+        self._side = side
         self.views = views
         self.centre_ct_mm = volume.centre_ct_mm
         self.beside: list[Image] = [_NOTHING_BESIDE] * len(views)
@@ -169,16 +176,24 @@ class Level:
 
     def sums(self, pose: Array, derivatives: bool = True) -> list[Array]:
         """Return each view's sums of each tile (T, 37) at a pose."""
-        result = []
-        for n, (view, beside) in enumerate(zip(self.views, self.beside, strict=True)):
-            buffer = self._buffers[2 * n + int(derivatives)]
-            model = self.seen(pose, view)
-            (window,) = self.volume.render_into(buffer, [model], self.centre_ct_mm)
-            tiles = (-(-model.rows // self.tile_px), -(-model.columns // self.tile_px))
-            out = np.zeros((*tiles, sums_of(len(buffer[0]) - 1)))
-            tile_sums(buffer[0], view.gradient, beside, window, self.tile_px, out)
-            result.append(out.reshape(-1, out.shape[2]))
-        return result
+        return self.of_each(lambda n: self._sums_of(n, pose, derivatives))
+
+    def of_each(self, look: Callable[[int], T]) -> list[T]:
+        """Return ``look`` of each view's number, side by side where there is somebody to help."""
+        if self._side is None:
+            return [look(n) for n in range(len(self.views))]
+        later = [self._side.submit(look, n) for n in range(1, len(self.views))]
+        return [look(0), *(one.result() for one in later)]
+
+    def _sums_of(self, n: int, pose: Array, derivatives: bool) -> Array:
+        """Return the sums of each tile (T, 37) of view ``n``."""
+        view, buffer = self.views[n], self._buffers[2 * n + int(derivatives)]
+        model = self.seen(pose, view)
+        (window,) = self.volume.render_into(buffer, [model], self.centre_ct_mm)
+        tiles = (-(-model.rows // self.tile_px), -(-model.columns // self.tile_px))
+        out = np.zeros((*tiles, sums_of(len(buffer[0]) - 1)))
+        tile_sums(buffer[0], view.gradient, self.beside[n], window, self.tile_px, out)
+        return out.reshape(-1, out.shape[2])
 
     def score(self, pose: Array) -> float:
         """Return the score of a pose."""

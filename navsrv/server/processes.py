@@ -7,10 +7,19 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Final
 
 from navsrv.kernel.errors import InputError
 from navsrv.server.channel import Channel, ChannelClosed
+
+
+NICENESS: Final = 5
+"""Of processes that nothing live waits for."""
+
+
+def give_way() -> None:
+    """Let this process go behind the live ones where they want the same core."""
+    os.nice(NICENESS)
 
 
 class ChildFailed(InputError):

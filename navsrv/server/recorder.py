@@ -8,7 +8,6 @@ less than ``CHUNK_S``: the index of a chunk, 2 kB, stays in memory until the fil
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import zmq
 from mcap.writer import CompressionType, Writer
 
 from navsrv.server.channel import Channel, ChannelClosed
+from navsrv.server.processes import give_way
 from navsrv.server.records import CHANNELS, FRAME, IMAGE, INPUT, NOTE, STOP, unpack
 
 CHUNK_BYTES: Final = 32 * 1024
@@ -27,8 +27,6 @@ CHUNK_S: Final = 0.3
 """What a chunk holds at least, of poses at the declared rates."""
 POSE_BYTES: Final = 2048
 """About what one pose leaves in a recording: the bytes that came, and the frame."""
-NICENESS: Final = 5
-"""Who waits for a frame goes before who writes it down."""
 _ENCODING: Final = {INPUT: "msgpack", FRAME: "msgpack", NOTE: "json", IMAGE: "json"}
 
 
@@ -63,7 +61,7 @@ class Recording:
 
 def main() -> int:
     """Run as ``python -m navsrv.server.recorder FD``."""
-    os.nice(NICENESS)
+    give_way()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     boot = channel.receive_one(30.0)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -47,7 +47,7 @@ from navsrv.server.grabbers import CarmVideo
 from navsrv.server.imaging import DeviceListener
 from navsrv.server.operations import OPERATIONS, Refused, listing
 from navsrv.server.placing import Arrival, Exposure, Placing
-from navsrv.server.processes import Child
+from navsrv.server.processes import Child, give_way
 from navsrv.server.records import IMAGE, NOTE, STOP, RecordSink
 from navsrv.server.registering import VIEWS_CT, PairJob, VolumeJob, prepare, register_pair, register_volume
 from navsrv.server.snapshots import NoImages, Snapshots, Ways
@@ -79,7 +79,7 @@ class Session:
         self._children: list[Child] = []
         self._dicom: DicomIntake | None = None
         self._lines: list[CarmLine | CarmVideo] = []
-        self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._worker = ProcessPoolExecutor(1, get_context("spawn"), give_way)
         self._placing = Placing(config, self._ask_loop, self._note)
         ways = Ways(self._to_loop, self._note, self._newest_registration)
         self._snapshots = Snapshots(config, case, ways)

@@ -26,6 +26,7 @@ from navsrv.kernel.samples import VolumeSample
 from navsrv.server.config import Config
 from navsrv.server.finding import Search, TakenVolume, Untold, find_needle
 from navsrv.server.placing import Exposure, sigmas_at
+from navsrv.server.processes import give_way
 from navsrv.server.projections import TakenXray, XrayShelf, taken_xray
 
 Images = tuple[TakenXray, TakenXray] | TakenVolume
@@ -136,7 +137,7 @@ class Snapshots:
         search = Search(2.0 * tool.radius_mm, await self._heading(), near, self._doubt(images))
         loop = asyncio.get_running_loop()
         if self._worker is None:
-            self._worker = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            self._worker = ProcessPoolExecutor(1, get_context("spawn"), give_way)
         found = await loop.run_in_executor(self._worker, find_needle, images, search)
         self._undirected.discard(name)
         if isinstance(found, Untold) and found.why == Why.UNDIRECTED.value:

@@ -4,7 +4,8 @@ A patient has a name that says all: ``sacrum:5`` is the generated pelvis of seed
 the vertebra with label 31 (L1) with the proportions of variant 2 (0: as they are; negative: strangers, further off).
 Variants stretch the three axes by a few per cent, which is the least that tells one adult's bones from another's; they
 are stand-ins for patients we have no CT of, and reports say so.  Generated pelves of different seeds are nearly twins
-(one shape, sizes within 3 per cent, surfaces 1 to 2 mm apart): strangers among them are stretched, too.
+(one shape, sizes within 3 per cent, surfaces 1 to 2 mm apart): strangers among them are stretched, too.  ``hip`` is the
+left one of the real hip bones in the folder that ``NAVSRV_DATA`` names, in water; the right one may move against it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ STRETCH: Final = 0.05
 """One sigma of a variant's proportions, each axis."""
 SPINE_LABELS: Final = range(29, 44)
 """L3 to T1 in TotalSegmentator's label map."""
+HIP_FILE: Final = "hip_bones/pelvisVol.mha"
+HIP_HU: Final = 100
+"""Bone of the hip; around it the file holds 0, water."""
 PELVIS_BONES: Final = {"Sacrum": 7, "L5": 4, "Ilium left": 5, "Ilium right": 6}
 
 
@@ -87,7 +91,25 @@ def patient(name: str) -> Patient:
         return _pelvis(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
     if kind == "spine":
         return _spine(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
+    if kind == "hip":
+        return _hip()
     raise ValueError(f"no such patient: {name}")
+
+
+def has_hip() -> bool:
+    """Return whether the real hip bones are at hand."""
+    return (Path(os.environ.get("NAVSRV_DATA", "")) / HIP_FILE).is_file()
+
+
+def _hip() -> Patient:
+    from navsrv.anatomy import volumes
+
+    ct = volumes.read_ct(Path(os.environ["NAVSRV_DATA"]) / HIP_FILE)
+    index = np.argwhere(ct.voxels > HIP_HU)
+    side = ct.ct_from_index(index[:, ::-1])[:, 0]
+    labels = np.zeros(ct.voxels.shape, np.uint8)
+    labels[tuple(index.T)] = np.where(side > side.mean(), 1, 2)  # x runs to the patient's left
+    return Patient("hip", ct, labels, 1, (2,), 25.0)
 
 
 def _pelvis(seed: int, variant: int) -> Patient:
