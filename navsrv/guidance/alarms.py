@@ -49,6 +49,8 @@ class Condition(Enum):
     DEADLINE_MISSED = "deadline_missed"
     RECORDER_FAILING = "recorder_failing"
     DISPLAY_GONE = "display_gone"
+    TEMPERATURE = "temperature"
+    TEMPERATURE_UNKNOWN = "temperature_unknown"
     FAULT = "fault"
 
 
@@ -323,6 +325,27 @@ RULES: Final[Mapping[Condition, Rule]] = MappingProxyType(
             "the last browser or OpenIGTLink display left, in navigation, ablation or cement (display_gone = true)",
             "a display is connected",
             "Stop until a display shows guidance again.",
+        ),
+        Condition.TEMPERATURE: Rule(
+            _MEDIUM,
+            _ROOM,
+            False,
+            2 * _S,
+            "OK",
+            "a probe reads warning_c or more, or cold_warning_c or less; low in priority at caution_c, cold_caution_c",
+            "within the limits",
+            "Stop heating or cooling; protect what the probe lies at.",
+        ),
+        Condition.TEMPERATURE_UNKNOWN: Rule(
+            _MEDIUM,
+            _ROOM,
+            False,
+            2 * _S,
+            "OK",
+            "no reading of a probe is believed any more; in ablation and cement, of one that was never read too. Low in"
+            " priority in other phases",
+            "a reading that is believed",
+            "Check the probe and its cable; do not heat or cool without it.",
         ),
         Condition.FAULT: Rule(
             _HIGH,

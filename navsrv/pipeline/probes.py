@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 from devices.thermometer import Probe
+from navsrv.guidance.alarm_life import Present
+from navsrv.guidance.alarms import Condition, Priority
 from navsrv.pipeline.inputs import Note, SensorIn, SourceReport
 from navsrv.pipeline.setup import ProbeSetup
 from navsrv.wire.guidance import Temperature
 from navsrv.wire.openigtlink import Sensor
+
+HEATING: Final = frozenset(("ablation", "cement"))
+"""Phases in which a temperature that nobody knows is a danger."""
 
 
 def level_of(setup: ProbeSetup, celsius: float | None) -> str:
@@ -56,6 +62,30 @@ class Probes:
                 fields = {"probe": setup.spec.name, "celsius": celsius, "level": level, "before": before}
                 notes.append(Note(now_ns, "temperature", f"{now}, level {level} (was {before})", fields))
         return notes
+
+    def present(self, now_ns: int, phase: str) -> list[Present]:
+        """Return what holds of the probes, for alarms: they have a validity of their own, whatever geometry has."""
+        found = []
+        for setup, probe in self._setups:
+            name, celsius = setup.spec.name, probe.celsius(now_ns)
+            level = level_of(setup, celsius)
+            if celsius is None:
+                known = probe.counts.accepted > 0
+                if known or phase in HEATING:
+                    priority = None if phase in HEATING else Priority.LOW
+                    why = probe.reason or f"{name}: it fell silent"
+                    text, past = f"Temperature unknown: {why}", f"{name}: its temperature was unknown"
+                    found.append(Present(Condition.TEMPERATURE_UNKNOWN, name, text, priority, past=past))
+            elif level != "none":
+                warm = celsius > setup.cold_caution_c
+                warned = setup.warning_c if warm else setup.cold_warning_c
+                limit = warned if level == "warning" else setup.caution_c if warm else setup.cold_caution_c
+                text = f"{name}: {celsius:.1f} °C, limit {limit:g}"
+                priority = None if level == "warning" else Priority.LOW
+                past = f"{name}: its temperature was beyond its limit"
+                measured = {"celsius": celsius, "limit_c": limit}
+                found.append(Present(Condition.TEMPERATURE, name, text, priority, past=past, measured=measured))
+        return found
 
     def shown(self, now_ns: int) -> list[Temperature]:
         """Return the probes as frames say them at ``now_ns``."""

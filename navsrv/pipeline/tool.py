@@ -335,6 +335,7 @@ class ToolGuide:
             found.append(room.drifting)
         if room.displays == 0 and room.phase in NAVIGATING and self._setup.site.display_gone:
             found.append(Present(Condition.DISPLAY_GONE, None, "No display is connected to this server"))
+        found += room.probes.present(now_ns, room.phase)
         for key, (count, fact) in room.happened.items():
             if count > self._told.get(key, 0):
                 self._told[key] = count

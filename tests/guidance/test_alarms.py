@@ -64,6 +64,8 @@ RULES_BY_HAND = {
     "deadline_missed": ("low", "room", False, 2000, "OK", False),
     "recorder_failing": ("medium", "room", True, 5000, "OK", False),
     "display_gone": ("medium", "room", False, 0, "OK", False),
+    "temperature": ("medium", "room", False, 2000, "OK", False),
+    "temperature_unknown": ("medium", "room", False, 2000, "OK", False),
     "fault": ("high", "tool", True, 0, "FAULT", False),
 }
 

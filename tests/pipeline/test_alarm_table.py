@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devices.thermometer import ProbeSpec
 from navsrv.guidance.alarms import Condition
 from navsrv.guidance.conditions import SiteLimits
 from navsrv.guidance.levels import Limits
 from navsrv.kernel.frames import Array
-from navsrv.pipeline.inputs import Note, ShellReport
-from navsrv.pipeline.setup import ReferenceSetup
+from navsrv.pipeline.inputs import Note, SensorIn, ShellReport
+from navsrv.pipeline.setup import ProbeSetup, ReferenceSetup
 from navsrv.wire.guidance import STATES, AlarmState, GuidanceFrame
 from tests.pipeline.room import EPOCH_NS, IDENTITY, MS, NERVE, VESSEL, Room, at, make_setup, needle, pose_bytes, rot
 
@@ -176,6 +177,20 @@ class Story:
     setup: tuple[tuple[str, Any], ...] = ()
 
 
+def heat(*celsius_or_status: float) -> Callable[[Room], None]:
+    """A probe reads a temperature; then, where one is given, its device says a status."""
+
+    def act(room: Room) -> None:
+        celsius, *status = celsius_or_status
+        for n, said in enumerate([0, *status]):
+            room.give(SensorIn(room.now_ns, "Thermo", EPOCH_NS + room.now_ns + n, (celsius,), 0, int(said)))
+        room.wait(5)
+        room.pair(FAR)
+
+    return act
+
+
+PROBED = ("probes", (ProbeSetup(ProbeSpec("Nerve 1", "Thermo", 0, 2.0), 42.0, 45.0, 15.0, 10.0),))
 UNSURE = needle(tip_sigma_mm=3.3)
 WITNESSED = ("witness", ReferenceSetup("main", "WitnessToTracker"))
 STORIES = {
@@ -203,6 +218,8 @@ STORIES = {
     "deadline_missed": Story(report(3, 0), "low", "OK"),
     "recorder_failing": Story(report(0, 1), "medium", "OK"),
     "display_gone": Story(lose_display, "medium", "OK"),
+    "temperature": Story(heat(46.0), "medium", "OK", "Nerve 1", (PROBED,)),
+    "temperature_unknown": Story(heat(37.0, 13), "low", "OK", "Nerve 1", (PROBED,)),
     "fault": Story(absurd, "high", "FAULT", "Needle"),
 }
 

@@ -156,3 +156,47 @@ def test_every_change_of_a_probe_is_logged_once_with_its_reason() -> None:
         "S1 left: 37.0 degrees C, level none (was unknown)",
     ]
     assert said[4:] == ["S1 left: no reading for 2.1 s, level unknown (was none)"]
+
+
+def alarms(live: Room) -> dict[str, tuple[str, str]]:
+    """Return id to (priority, text) of the newest frame's alarms about temperatures."""
+    found = live.frames[-1].alarms
+    return {a.id: (a.priority, a.text) for a in found if a.condition.startswith("temperature")}
+
+
+def test_temperatures_have_alarms_of_their_own_and_go_on_while_geometry_is_lost() -> None:
+    live = room()
+    live.down()
+    live.tick_when_due()
+    assert alarms(live) == {}  # never read, and nobody heats
+    for celsius, priority, limit in ((43.0, "low", 42), (46.0, "medium", 45), (9.0, "medium", 10), (12.0, "low", 15)):
+        live.wait(100)
+        read(live, celsius)
+        live.tick_when_due()
+        said = (priority, f"S1 left: {celsius:.1f} °C, limit {limit}")
+        assert alarms(live) == {"temperature:S1 left": said}
+    live.wait(100)
+    read(live, 37.0)
+    live.tick_when_due()
+    assert "was beyond its limit" in alarms(live)["temperature:S1 left"][1]  # held for two seconds
+    for _ in range(5):
+        live.wait(500)
+        read(live, 37.0)
+        live.tick_when_due()
+    assert alarms(live) == {}
+
+
+def test_a_temperature_that_nobody_knows_is_an_alarm_and_graver_while_somebody_heats() -> None:
+    live = room()
+    live.pair(at(0.0, 0.0, 60.0))
+    assert live.command("set_phase", phase="ablation").ok
+    assert alarms(live)["temperature_unknown:S1 left"] == (
+        "medium",
+        "Temperature unknown: S1 left: no reading yet",
+    )
+    read(live, 37.0)
+    live.wait(3000)
+    live.pair(at(0.0, 0.0, 60.0))
+    assert alarms(live)["temperature_unknown:S1 left"] == ("medium", "Temperature unknown: S1 left: it fell silent")
+    assert live.command("set_phase", phase="finished").ok
+    assert alarms(live)["temperature_unknown:S1 left"][0] == "low"
