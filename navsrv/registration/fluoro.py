@@ -13,7 +13,6 @@ Same inputs, same result: no random numbers, sums in fixed order.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +33,7 @@ from navsrv.registration.fluoro_verdict import (
     sharpness,
     worth_asking,
 )
-from navsrv.registration.fluoro_views import Fit, FixedView, Level, PosePrior, XrayView, check_views
+from navsrv.registration.fluoro_views import Aside, Fit, FixedView, Level, PosePrior, XrayView, check_views
 from navsrv.registration.images import CtImage
 from navsrv.registration.tiles import moved
 
@@ -142,6 +141,7 @@ def register_fluoro(
     target_ct_mm: ArrayLike | None = None,
     search: FluoroSearch | None = None,
     limits: FluoroLimits | None = None,
+    aside: Aside | None = None,
 ) -> RegistrationResult:
     """Return ``T_ct_from_<frame of the views>`` with covariance, predicted TRE and a verdict.
 
@@ -158,6 +158,8 @@ def register_fluoro(
         Where the error matters; None takes the middle of the bone.
     search : FluoroSearch or None
         None: ``FluoroSearch()``.
+    aside : Aside or None
+        Who looks at the views beyond the first meanwhile; the result is the same.
 
     Raises
     ------
@@ -168,26 +170,12 @@ def register_fluoro(
     frame = views[0].projection.T_carm_from_object.frm
     if (initial.to, initial.frm) != (CT, frame):
         raise RegistrationError(f"the start is {initial.to} from {initial.frm}, the views need ct from {frame}")
-    with ThreadPoolExecutor(max(1, len(views) - 1)) as side:
-        return _registered(bone, views, initial, target_ct_mm, search or FluoroSearch(), limits, side)
-
-
-def _registered(
-    bone: PreparedBone,
-    views: list[XrayView],
-    initial: Rigid,
-    target_ct_mm: ArrayLike | None,
-    search: FluoroSearch,
-    limits: FluoroLimits | None,
-    side: Executor,
-) -> RegistrationResult:
-    """Return the result of ``register_fluoro``; ``side`` looks at the views beyond the first."""
     deep = angle_between_deg(views) >= MIN_ANGLE_DEG
     coarse_views = [FixedView.of(v, SEARCH_PX) for v in views]
-    wide = Level(bone.wide, coarse_views, SEARCH_TILE_PX, side)
-    coarse = wide if bone.wide is bone.coarse else Level(bone.coarse, coarse_views, SEARCH_TILE_PX, side)
-    fine = Level(bone.fine, [FixedView.of(v, FINE_PX) for v in views], FINE_TILE_PX, side)
-    starts = _distinct(bone, search_poses(wide, initial.matrix, search, 4 * PLACES, deep))
+    wide = Level(bone.wide, coarse_views, SEARCH_TILE_PX, aside)
+    coarse = wide if bone.wide is bone.coarse else Level(bone.coarse, coarse_views, SEARCH_TILE_PX, aside)
+    fine = Level(bone.fine, [FixedView.of(v, FINE_PX) for v in views], FINE_TILE_PX, aside)
+    starts = _distinct(bone, search_poses(wide, initial.matrix, search or FluoroSearch(), 4 * PLACES, deep))
     briefly = [wide.refine(pose, BRIEF) for pose in starts]
     places = _places(bone, wide, briefly)
     outside = None if deep else _prior(fine, places[0].pose, initial)
@@ -210,7 +198,7 @@ def _registered(
         deep=deep,
         prior=prior,
     )
-    return conclude(fine, findings, initial.frm, target_ct_mm, bounds)
+    return conclude(fine, findings, frame, target_ct_mm, bounds)
 
 
 def angle_between_deg(views: list[XrayView]) -> float:

@@ -9,10 +9,10 @@ Levenberg-Marquardt on analytic derivatives.  Refuses search and verdict.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from copy import copy
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ ARM_MM: Final = 50.0
 
 
 T = TypeVar("T")
+Aside = Callable[[Callable[[], Any]], Callable[[], Any]]
+"""Begins a job elsewhere and returns what waits for its answer: ``lambda job: pool.submit(job).result``, say."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,13 +144,13 @@ class Level:
     """One resolution: the bone, the X-rays, and buffers that are used again.
 
     ``beside`` may hold, for each view, an image of what else is in the picture (other bones where they are known to
-    be): it is added to what is rendered, so that their edges are not taken for the bone's.  ``side``: who looks at the
+    be): it is added to what is rendered, so that their edges are not taken for the bone's.  ``aside``: who looks at the
     views beyond the first while the caller looks at that one; None: one after the other.
     """
 
-    def __init__(self, volume: DrrVolume, views: list[FixedView], tile_px: int, side: Executor | None = None) -> None:
+    def __init__(self, volume: DrrVolume, views: list[FixedView], tile_px: int, aside: Aside | None = None) -> None:
         self.volume = volume
-        self._side = side
+        self._aside = aside
         self.views = views
         self.centre_ct_mm = volume.centre_ct_mm
         self.beside: list[Image] = [_NOTHING_BESIDE] * len(views)
@@ -180,10 +182,10 @@ class Level:
 
     def of_each(self, look: Callable[[int], T]) -> list[T]:
         """Return ``look`` of each view's number, side by side where there is somebody to help."""
-        if self._side is None:
+        if self._aside is None:
             return [look(n) for n in range(len(self.views))]
-        later = [self._side.submit(look, n) for n in range(1, len(self.views))]
-        return [look(0), *(one.result() for one in later)]
+        later = [self._aside(partial(look, n)) for n in range(1, len(self.views))]
+        return [look(0), *(answer() for answer in later)]
 
     def _sums_of(self, n: int, pose: Array, derivatives: bool) -> Array:
         """Return the sums of each tile (T, 37) of view ``n``."""

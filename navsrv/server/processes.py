@@ -12,7 +12,6 @@ from typing import Any, Final
 from navsrv.kernel.errors import InputError
 from navsrv.server.channel import Channel, ChannelClosed
 
-
 NICENESS: Final = 5
 """Of processes that nothing live waits for."""
 

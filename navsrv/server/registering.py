@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from navsrv.anatomy.case import Case, Kind, Volume
 from navsrv.kernel.frames import CT, REFERENCE, VOLUME, Array, Rigid
@@ -119,11 +121,23 @@ def register_pair(job: PairJob) -> RegistrationResult:
     middle = looked_at(job.xrays[0].view, job.xrays[1].view)
     initial = Rigid(CT, REFERENCE, rotation, bone.fine.centre_ct_mm - rotation @ middle)
     target = case.plan.target_ct_mm if case.plan is not None else None
-    found = register_fluoro(bone, views, initial, target_ct_mm=target)
+    found = register_views(bone, views, initial, target)
     Path(job.overlay).write_bytes(fluoro_overlay_png(bone.fine, views, found.transform, initial))
     link = Rigid(REFERENCE, REFERENCE, np.eye(3), np.zeros(3), job.link_covariance)
     transform = found.transform @ link
     return replace(found, transform=transform, tre_mm=tre_rms_mm(transform, found.target_ct_mm))
+
+
+def register_views(
+    bone: PreparedBone, views: list[XrayView], initial: Rigid, target_ct_mm: ArrayLike | None
+) -> RegistrationResult:
+    """Return ``register_fluoro`` of a bone, each view beyond the first on a thread of its own."""
+    with ThreadPoolExecutor(max(1, len(views) - 1)) as pool:
+
+        def aside(job: Callable[[], Any]) -> Callable[[], Any]:
+            return pool.submit(job).result
+
+        return register_fluoro(bone, views, initial, target_ct_mm=target_ct_mm, aside=aside)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,10 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -68,11 +71,16 @@ def two_views(scene: Scene, starts: int, levels_apart: float = 15.0) -> list[dic
     for _ in range(starts):
         start = start_off(scene.T_ct_from_ref, points, levels_apart, 15.0, rng)
         wall, cpu = time.perf_counter(), time.process_time()
-        result = register_fluoro(bone, scene.views, start)
+        with ThreadPoolExecutor(1) as pool:
+            result = register_fluoro(bone, scene.views, start, aside=partial(_aside, pool))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         error = error_mm(result.transform, scene.T_ct_from_ref, points)
         found.append({"error_mm": error, "tre_mm": result.tre_mm, "wall_s": wall, "cpu_s": cpu})
     return found
+
+
+def _aside(pool: Executor, job: Callable[[], Any]) -> Callable[[], Any]:
+    return pool.submit(job).result
 
 
 def one_view(scene: Scene, starts: int) -> list[dict[str, float]]:

@@ -62,11 +62,10 @@ def run(args: argparse.Namespace) -> tuple[RegistrationResult, dict[str, Registr
     """Return the registration of the files, and those of other bones where asked, by name."""
     from navsrv.anatomy.case import Case, Kind
     from navsrv.registration.bones import chosen_bone, prepare_case_bone
-    from navsrv.registration.fluoro import register_fluoro
     from navsrv.registration.fluoro_bones import register_bones
     from navsrv.registration.overlay_fluoro import fluoro_overlay_png
     from navsrv.server.fetching import ensure_case
-    from navsrv.server.registering import ct_image
+    from navsrv.server.registering import ct_image, register_views
 
     if args.overlay is not None and not args.overlay.parent.is_dir():
         raise InputError(f"{args.overlay}: no such folder to write it in")
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> tuple[RegistrationResult, dict[str, Registr
     target = args.target
     if target is None and case.plan is not None:
         target = case.plan.target_ct_mm
-    result = register_fluoro(bone, views, initial, target_ct_mm=target)
+    result = register_views(bone, views, initial, target)
     others = register_bones(made, views, structure.name, result) if beside else {}
     others.pop(structure.name, None)
     if args.overlay is not None:
