@@ -18,8 +18,9 @@ import numpy as np
 import serial
 
 from calibration.carm_table import CarmCalibration
+from calibration.distortion import Bending
 from devices.carm_encoders import CarmEncoders, EncoderCounts, EncoderSpec, PoseOfAngles, nominal_pose
-from navsrv.kernel.errors import RemoteProtocolError
+from navsrv.kernel.errors import InputError, RemoteProtocolError
 from navsrv.kernel.frames import CARM, Array, Frame, Rigid
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.pipeline.inputs import SourceReport
@@ -131,10 +132,14 @@ def geometry_of(encoders: EncodersConfig) -> tuple[PoseOfAngles, Callable[[Rigid
     Raises
     ------
     InputError
-        A table that cannot be read.
+        A table that cannot be read, or of pictures that bend: they are not straightened here.
     """
     if encoders.table is not None:
-        return _calibrated(read_carm(Path(encoders.table).expanduser()), encoders.pixel_mm)
+        table = read_carm(Path(encoders.table).expanduser())
+        if table.distortions[0].kind is not Bending.NONE:
+            bends = f"calibrated with pictures that bend ({table.distortions[0].kind.value})"
+            raise InputError(f"{encoders.table}: {bends}; expected those of a flat panel, or straightened ones")
+        return _calibrated(table, encoders.pixel_mm)
     source_iso_mm = encoders.source_iso_mm
 
     def pose_of(orbit_deg: float, tilt_deg: float) -> Rigid:
