@@ -10,17 +10,19 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import serial
+from numpy.typing import NDArray
 
 from calibration.carm_table import CarmCalibration
 from calibration.distortion import Bending
 from devices.carm_encoders import CarmEncoders, EncoderCounts, EncoderSpec, PoseOfAngles, nominal_pose
-from navsrv.kernel.errors import InputError, RemoteProtocolError
+from navsrv.kernel.errors import CalibrationError, RemoteProtocolError
 from navsrv.kernel.frames import CARM, Array, Frame, Rigid
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.pipeline.inputs import SourceReport
@@ -31,6 +33,8 @@ from navsrv.server.config import EncodersConfig, ImagingConfig
 STAND: Final = Frame("stand")
 RETRY_S: Final = 1.0
 _READ: Final = 4096
+_MOST_OF_A_READ: Final = _READ // 20
+"""Lines that one read may bring."""
 
 Give = Callable[[str, int, Array, int], None]
 """Takes a pose: its name, when it was (wall ns), its (4, 4), and by how much (ns) it may have been earlier."""
@@ -51,14 +55,46 @@ class CarmLine:
         self.name, self._config, self._give, self._note = name, imaging.encoders, give, note
         self._lose = lose
         self._pose_name, self._detector_name = imaging.pose, imaging.detector
-        pose_of, self._detector_of = geometry_of(imaging.encoders)
+        table = imaging.encoders.table
+        self._table = None if table is None else read_carm(Path(table).expanduser())
+        pose_of, self._detector_of = geometry_of(imaging.encoders, self._table)
+        self._angles: deque[tuple[int, float]] = deque(maxlen=600)
         unknown_ns = int(imaging.encoders.latency_ms * 1e6)
-        self._spec = EncoderSpec(name, imaging.pose, imaging.encoders.rate_hz, pose_of, unknown_latency_ns=unknown_ns)
+        rate_hz = imaging.encoders.rate_hz
+        self._spec = EncoderSpec(name, imaging.pose, rate_hz, self._noting(pose_of), unknown_latency_ns=unknown_ns)
+        self._angle_rad = 0.0
         self.counts = EncoderCounts()
         self._driver: CarmEncoders | None = None
         self._port: serial.Serial | None = None
         self._said = ""
         self._stopped = False
+
+    def straightened(self, pixels: NDArray[np.generic], time_ns: int) -> NDArray[np.generic]:
+        """Return the ideal picture (rows, columns) of one that was taken at a time, as the table has it bend there.
+
+        Raises
+        ------
+        CalibrationError
+            A picture of another size than those of the table, or no angle is known near that time.
+        """
+        if self._table is None or self._table.distortions[0].kind is Bending.NONE:
+            return pixels
+        near = min(tuple(self._angles), key=lambda at: abs(at[0] - time_ns), default=None)
+        if near is None or abs(near[0] - time_ns) > 1_000_000_000:
+            raise CalibrationError("no angle is known near its time, by which its bending would be")
+        straight = self._table.undistort(pixels, near[1])
+        if not np.issubdtype(pixels.dtype, np.integer):
+            return straight
+        limits = np.iinfo(pixels.dtype)  # type: ignore[type-var]  # an integer's, as was asked
+        rounded: NDArray[np.generic] = np.clip(np.rint(straight), limits.min, limits.max).astype(pixels.dtype)
+        return rounded
+
+    def _noting(self, pose_of: PoseOfAngles) -> PoseOfAngles:
+        def noted(orbit_deg: float, tilt_deg: float) -> Rigid:
+            self._angle_rad = float(np.radians(orbit_deg))
+            return pose_of(orbit_deg, tilt_deg)
+
+        return noted
 
     def start(self) -> None:
         """Open the line; where that fails, again and again."""
@@ -106,6 +142,7 @@ class CarmLine:
             if sample.pose is None:
                 self._lose(self._pose_name, sample.pose_time_ns, sample.reason)
                 continue
+            self._angles.append((sample.pose_time_ns, self._angle_rad))
             self._give(self._pose_name, sample.pose_time_ns, sample.pose.matrix, sample.unknown_ns)
             if self._detector_name is not None:
                 self._give(self._detector_name, sample.pose_time_ns, self._detector_of(sample.pose), sample.unknown_ns)
@@ -126,19 +163,14 @@ class CarmLine:
         self._port, self._driver = None, None
 
 
-def geometry_of(encoders: EncodersConfig) -> tuple[PoseOfAngles, Callable[[Rigid], Array]]:
+def geometry_of(
+    encoders: EncodersConfig, table: CarmCalibration | None
+) -> tuple[PoseOfAngles, Callable[[Rigid], Array]]:
     """Return what angles mean: the pose of the C-arm, and the place (4, 4) of the image (mm) in its frame at a pose.
 
-    Raises
-    ------
-    InputError
-        A table that cannot be read, or of pictures that bend: they are not straightened here.
+    By the table, or without one by the drawing.
     """
-    if encoders.table is not None:
-        table = read_carm(Path(encoders.table).expanduser())
-        if table.distortions[0].kind is not Bending.NONE:
-            bends = f"calibrated with pictures that bend ({table.distortions[0].kind.value})"
-            raise InputError(f"{encoders.table}: {bends}; expected those of a flat panel, or straightened ones")
+    if table is not None:
         return _calibrated(table, encoders.pixel_mm)
     source_iso_mm = encoders.source_iso_mm
 
@@ -158,7 +190,8 @@ def _calibrated(table: CarmCalibration, pixel_mm: float) -> tuple[PoseOfAngles, 
     def pose_of(orbit_deg: float, tilt_deg: float) -> Rigid:
         model = table.projection(float(np.radians(orbit_deg)))
         pose = model.T_carm_from_object.inverse()
-        newest.clear()
+        if len(newest) >= _MOST_OF_A_READ:
+            newest.pop(next(iter(newest)))
         newest[pose.matrix.tobytes()] = model
         return Rigid(STAND, CARM, pose.rotation, pose.translation_mm)
 

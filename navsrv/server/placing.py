@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from navsrv.kernel.errors import CalibrationError
 from navsrv.kernel.frames import REFERENCE, Array, Frame, Rigid, rotation_angle_rad
 from navsrv.kernel.samples import ProjectionSample, VolumeSample
 from navsrv.pipeline.inputs import SourceReport
@@ -108,6 +110,10 @@ _COUNT_OF: Final = {
 }
 
 
+Straighten = Callable[[NDArray[np.generic], int], NDArray[np.generic]]
+"""Returns the ideal picture of one that was taken at a time (ns since the epoch); CalibrationError where it cannot."""
+
+
 class Placing:
     """The poses of a session's imaging devices, and the images placed by them."""
 
@@ -123,6 +129,8 @@ class Placing:
         self._newest_pose: dict[str, int] = {}
         self._newest_image: dict[str, int] = {}
         self._bad: dict[str, str] = {}
+        self.straighten: dict[str, Straighten] = {}
+        """Of sources whose pictures bend: what makes ideal ones of them."""
         for imaging in config.imaging.values():
             late = imaging.connect == "dicom" and config.dicom is not None
             seconds = config.dicom.pose_memory_s if late and config.dicom is not None else 0.0
@@ -205,6 +213,14 @@ class Placing:
         if isinstance(reference, str):
             self.refuse(arrival.source, "image_without_reference", f"{about}{reference}")
             return None
+        image = arrival.image
+        try:
+            if isinstance(image, ProjectionSample) and arrival.source in self.straighten:
+                straight = await asyncio.to_thread(self.straighten[arrival.source], image.pixels, stamp)
+                image = replace(image, pixels=straight)
+        except CalibrationError as refusal:
+            self.refuse(arrival.source, "image_refused", f"{about}{refusal}")
+            return None
         T_ref_from_pose = np.linalg.inv(reference.matrix) @ body.matrix
         covariance = self._covariance(imaging, T_ref_from_pose, body, reference)
         if arrival.unknown_ns:
@@ -223,7 +239,7 @@ class Placing:
         return Exposure(
             arrival.source,
             imaging,
-            arrival.image,
+            image,
             T_ref_from_image,
             covariance,
             self._detector(arrival, stamp),

@@ -137,6 +137,7 @@ class Session:
             for name, imaging in self.config.imaging.items()
             if imaging.encoders is not None
         ]
+        self._placing.straighten = {line.name: line.straightened for line in self._lines if isinstance(line, CarmLine)}
         self._lines += [
             CarmVideo(name, imaging, self.folder, self._on_arrival, self._placing.refuse, self._note)
             for name, imaging in self.config.imaging.items()
