@@ -22,7 +22,7 @@ BLOCK: Final = 8
 
 
 @njit(cache=True, nogil=True, fastmath=True, inline="always")  # type: ignore[untyped-decorator,unused-ignore]
-def _range_of(origin, slope, top, low, high):  # type: ignore[no-untyped-def]
+def range_of(origin, slope, top, low, high):  # type: ignore[no-untyped-def]
     """Narrow planes [low, high] to where ``0 <= origin + k slope <= top``."""
     if abs(slope) < 1e-9:
         return (low, high) if 0.0 <= origin <= top else (1.0, 0.0)
@@ -155,6 +155,36 @@ def _slopes(ras, rbs, nears, fars, count):  # type: ignore[no-untyped-def]
     return total, sa, sb, ta, tb
 
 
+@njit(cache=True, nogil=True, fastmath=True, inline="always")  # type: ignore[untyped-decorator,unused-ignore]
+def write_pixel(out, view, scale, column, row, qa, qb, dc, sums, derivatives):  # type: ignore[no-untyped-def]
+    """Write a pixel of ``out`` (1 or 7, rows, columns) from the sums along its ray.
+
+    ``sums``: of values, of slopes in a and b, of those times the plane's number.  ``qa``, ``qb``: how far aside the ray
+    moves per plane; ``dc``: its direction's part across the planes.
+    """
+    total, ga, gb, ha, hb = sums
+    mx = view[4, 0] * column + view[5, 0] * row + view[6, 0]
+    my = view[4, 1] * column + view[5, 1] * row + view[6, 1]
+    mz = view[4, 2] * column + view[5, 2] * row + view[6, 2]
+    step = scale * np.sqrt(mx * mx + my * my + mz * mz) / abs(dc)
+    out[0, row, column] = total * step
+    if derivatives:
+        # Slopes times (k - source), which is how far a turn of the ray has carried it.
+        ha -= view[0, 2] * ga
+        hb -= view[0, 2] * gb
+        inverse = 1.0 / dc
+        for p in range(6):
+            za, zb, zc = view[16 + p, 0], view[16 + p, 1], view[16 + p, 2]
+            change = ga * (za - zc * qa) + gb * (zb - zc * qb)
+            if p < 3:
+                r = 7 + 3 * p
+                ea = view[r, 0] * column + view[r + 1, 0] * row + view[r + 2, 0]
+                eb = view[r, 1] * column + view[r + 1, 1] * row + view[r + 2, 1]
+                ec = view[r, 2] * column + view[r + 1, 2] * row + view[r + 2, 2]
+                change += (ha * (ea - qa * ec) + hb * (eb - qb * ec) - total * ec) * inverse
+            out[1 + p, row, column] = change * step
+
+
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator,unused-ignore]
 def render_view(volume, near, scale, view, window, derivatives, out):  # type: ignore[no-untyped-def]
     """Render one view into ``out`` (1 or 7, rows, columns): the integral, then its derivatives by (w, t).
@@ -182,8 +212,8 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
             dc = view[1, 2] * column + view[2, 2] * row + view[3, 2]
             qa, qb = da / dc, db / dc
             a0, b0 = sa - sc * qa, sb - sc * qb
-            low, high = _range_of(a0, qa, na - 1.001, 0.0, nc - 1.0)
-            low, high = _range_of(b0, qb, nb - 1.001, low, high)
+            low, high = range_of(a0, qa, na - 1.001, 0.0, nc - 1.0)
+            low, high = range_of(b0, qb, nb - 1.001, low, high)
             if high < low:
                 continue
             first, last = int(np.ceil(low)), int(np.floor(high))
@@ -224,27 +254,8 @@ def render_view(volume, near, scale, view, window, derivatives, out):  # type: i
                     total += _values(ras, rbs, nears, fars, count)
             if total == 0.0 and ga == 0.0 and gb == 0.0:
                 continue
-            mx = view[4, 0] * column + view[5, 0] * row + view[6, 0]
-            my = view[4, 1] * column + view[5, 1] * row + view[6, 1]
-            mz = view[4, 2] * column + view[5, 2] * row + view[6, 2]
-            step = scale * np.sqrt(mx * mx + my * my + mz * mz) / abs(dc)
-            out[0, row, column] = total * step
-            if not derivatives:
-                continue
-            # Slopes times (k - source), which is how far a turn of the ray has carried it.
-            ha -= sc * ga
-            hb -= sc * gb
-            inverse = 1.0 / dc
-            for p in range(6):
-                za, zb, zc = view[16 + p, 0], view[16 + p, 1], view[16 + p, 2]
-                change = ga * (za - zc * qa) + gb * (zb - zc * qb)
-                if p < 3:
-                    r = 7 + 3 * p
-                    ea = view[r, 0] * column + view[r + 1, 0] * row + view[r + 2, 0]
-                    eb = view[r, 1] * column + view[r + 1, 1] * row + view[r + 2, 1]
-                    ec = view[r, 2] * column + view[r + 1, 2] * row + view[r + 2, 2]
-                    change += (ha * (ea - qa * ec) + hb * (eb - qb * ec) - total * ec) * inverse
-                out[1 + p, row, column] = change * step
+            sums = (total, ga, gb, ha, hb)
+            write_pixel(out, view, scale, column, row, qa, qb, dc, sums, derivatives)
 
 
 @njit(cache=True, nogil=True, parallel=True)  # type: ignore[untyped-decorator,unused-ignore]

@@ -64,7 +64,7 @@ class DrrVolume:
         self._settle()
         self._skip_empty = skip_empty
         self._laid: list[NDArray[np.int64]] = [_NOTHING] * 3
-        self._scale = max(float(np.abs(self.values).max()), 1e-30) / 32767.0
+        self.scale = max(float(np.abs(self.values).max()), 1e-30) / 32767.0
         self._near: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def _settle(self) -> None:
@@ -100,7 +100,7 @@ class DrrVolume:
         """
         if self._laid[axis].size == _NOTHING.size:
             a, b = (n for n in (2, 1, 0) if n != axis)
-            whole = np.rint(self.values.transpose(2 - a, 2 - b, 2 - axis) * (1.0 / self._scale)).astype(np.int16)
+            whole = np.rint(self.values.transpose(2 - a, 2 - b, 2 - axis) * (1.0 / self.scale)).astype(np.int16)
             four = np.zeros((*whole.shape, 4), dtype="<i2")
             four[..., 0] = whole
             four[:, :-1, :, 1] = whole[:, 1:]
@@ -185,11 +185,11 @@ class DrrVolume:
         out[:] = 0.0
         if len(views) < PARALLEL_FROM:
             for image, (axis, _, view, window) in zip(out, placed, strict=True):
-                render_view(self._laid[axis], nears[axis], self._scale, view, window, derivatives, image)
+                render_view(self._laid[axis], nears[axis], self.scale, view, window, derivatives, image)
             return [p[3] for p in placed]
         axes, images = np.array([p[0] for p in placed]), np.arange(len(views))
         stacked, windows = np.stack([p[2] for p in placed]), np.stack([p[3] for p in placed])
-        render_views(tuple(self._laid), tuple(nears), self._scale, axes, images, stacked, windows, derivatives, out)
+        render_views(tuple(self._laid), tuple(nears), self.scale, axes, images, stacked, windows, derivatives, out)
         return [p[3] for p in placed]
 
 

@@ -3,7 +3,8 @@
 ``masked``: bone alone; ``derivatives``: the same with its six derivatives; ``box``: the whole box of voxels, which is
 what the peers project: box against box is the ratio that compares projectors.  Methods take turns within one run;
 plastimatch, a program, follows each view.  Ours runs on one thread, RTK on all cores: the ratio of CPU times is the
-fair one and stands beside that of wall times.  Milliseconds.  Peers that are not installed are named as missing.
+fair one and stands beside that of wall times.  A graphics card, where there is one, draws the box, too, copies to and
+from it included.  Milliseconds.  Peers that are not installed are named as missing.
 
     navsrv bench drr --json
     navsrv bench drr --case thoracolumbar --labels 30 31 32 33
@@ -23,6 +24,7 @@ import numpy as np
 
 from navsrv.kernel.frames import CARM, CT, Rigid
 from navsrv.kernel.projection import ProjectionModel
+from navsrv.registration._drr_cuda import CudaVolume, present
 from navsrv.registration.drr import DrrVolume, bone_volume
 from navsrv.registration.images import CtImage
 from simulators.bench.drr_peers import PLATE_MM, likeness, plastimatch_ms, rtk_projector
@@ -104,6 +106,11 @@ def measure(masked: DrrVolume, box: DrrVolume, model: ProjectionModel, rounds: i
     }
     ours = box.render([model])[0, 0]
     figures: dict[str, Any] = {"peers": {}}
+    if present():
+        card = CudaVolume(box)
+        methods["gpu"] = lambda: card.render([model])
+        methods["gpu derivatives"] = lambda: card.render([model], derivatives=True)
+        figures["peers"]["gpu"] = likeness(ours, card.render([model])[0, 0])
     rtk = rtk_projector(box, model, SOURCE_ISO_MM)
     if rtk is not None:
         methods["rtk"] = rtk
@@ -137,12 +144,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     first = next(iter(report["views"].values()))
     report["missing"] = [peer for peer in ("rtk", "plastimatch") if peer not in first["peers"]]
+    report["missing"] += [] if present() else ["a graphics card"]
     return report
 
 
 def as_text(report: dict[str, Any]) -> str:
     """Return the figures as a table."""
-    names = ["masked", "derivatives", "box", "rtk", "plastimatch"]
+    names = ["masked", "derivatives", "box", "rtk", "plastimatch", *(("gpu", "gpu derivatives") if present() else ())]
     lines = [
         f"{report['voxels']} voxels, {report['bone_voxels']} of bone; load {report['load'][0]:.1f};"
         " minimum of wall / CPU, ms",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -201,3 +207,15 @@ def test_what_cannot_be_projected_is_refused() -> None:
         volume.render([inside])
     with pytest.raises(RegistrationError, match="zeros"):
         DrrVolume(np.zeros((4, 4, 4)), np.eye(4))
+
+
+def test_the_graphics_card_draws_what_the_cpu_draws() -> None:
+    """The card's kernel, run by numba's simulator: catches a formula, an axis or a sign that differs from the CPU's."""
+    script = Path(__file__).with_name("drr_on_cuda.py")
+    env = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["present"]
+    assert set(found["axes"]) == {0, 1, 2}
+    assert found["filled"] > 0.2
+    assert np.max(found["worst"]) < 1e-4
