@@ -29,7 +29,8 @@ class ScreenPort:
 
     def __init__(self, port: int, size: int, seed: int, marker: Path | None) -> None:
         screen = Screen(size + 288, size + 88, (144, 44), size)
-        self.console = Console(screen, seed)
+        # An intensifier's pictures come with their round field; a panel's are square.
+        self.console = Console(screen, seed, field_share=None)
         template, at = marker_picture(np.full((size, size), 0.6))
         if marker is not None and not cv2.imwrite(str(marker), template):
             raise InputError(f"{marker}: cannot be written; expected a place for a file such as marker.png")

@@ -94,6 +94,8 @@ class Console:
     seed: int = 0
     scene: Array | None = None
     """As lit when the beam is on; None until a picture was taken."""
+    field_share: float | None = FIELD
+    """Radius of the round field as a share of the picture; None for a square one, as of a flat panel."""
     drift_px: tuple[float, float] = (0.0, 0.0)
     """How far the scene moves (across, down) in each frame."""
     exposing: bool = False
@@ -140,10 +142,11 @@ class Console:
         """Return the picture of one pulse, grey levels."""
         assert self.scene is not None
         if any(self.drift_px):
-            lit = lit_scene(shifted(self.scene, (moved * self.drift_px[0], moved * self.drift_px[1])))
+            scene = shifted(self.scene, (moved * self.drift_px[0], moved * self.drift_px[1]))
+            lit = lit_scene(scene, self.field_share)
         else:
             if self._lit is None or self._lit[0] is not self.scene:
-                self._lit = self.scene, lit_scene(self.scene)
+                self._lit = self.scene, lit_scene(self.scene, self.field_share)
             lit = self._lit[1]
         levels = 255.0 * lit + self.screen.quantum * np.sqrt(2.0 * lit) * self._noise(lit.shape, rng)
         return np.clip(levels, 0.0, 255.0)
@@ -197,8 +200,8 @@ class Console:
         return np.array(picture, dtype=np.float64)
 
 
-def lit_scene(scene: Array) -> Array:
-    """Return a scene (N, N) as the detector sees it: in its round field, with the lead letter's shadow."""
+def lit_scene(scene: Array, field_share: float | None = FIELD) -> Array:
+    """Return a scene (N, N) as the detector sees it: in its round field, if any, with the lead letter's shadow."""
     size = scene.shape[0]
     lit = scene.copy()
     x, y, cell = marker_place(size)
@@ -209,8 +212,9 @@ def lit_scene(scene: Array) -> Array:
                 top, left = y + row * cell, x + column * cell
                 shadow[top : top + cell, left : left + cell] = LEAD
     lit *= cv2.GaussianBlur(shadow, (0, 0), max(0.002 * size, 0.5))
-    at = np.arange(size) - 0.5 * (size - 1)
-    lit[np.hypot(at, at[:, None]) > FIELD * size] = 0.0
+    if field_share is not None:
+        at = np.arange(size) - 0.5 * (size - 1)
+        lit[np.hypot(at, at[:, None]) > field_share * size] = 0.0
     return np.asarray(lit)
 
 
@@ -252,9 +256,8 @@ def bones(size: int, seed: int = 0) -> Array:
 
 
 def window(pixels: ArrayLike) -> Array:
-    """Return X-ray values, bright for air, as a console shows them: brightness 0 to 1, windowed to the middle."""
+    """Return X-ray values, bright for air, as a console shows them: brightness 0 to 1, open air just not white."""
     values = np.asarray(pixels, dtype=np.float64)
-    rows, columns = values.shape
-    low, high = np.percentile(values[rows // 6 : -(rows // 6), columns // 6 : -(columns // 6)], (0.2, 99.8))
+    low, high = np.percentile(values, (0.2, 99.8))
     shown: Array = np.clip((values - low) / max(float(high - low), 1e-9), 0.0, 1.0) * 0.86 + 0.10
     return shown

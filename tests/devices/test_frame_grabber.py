@@ -63,7 +63,7 @@ def play(
     **screen: Any,
 ) -> Story:
     """Play a console's video into a driver: the beam is on for 20 frames, then off, unless ``act`` says otherwise."""
-    console = Console(SCREEN, seed, bones(SIZE, seed), drift_px)
+    console = Console(SCREEN, seed, bones(SIZE, seed), drift_px=drift_px)
     console.change(**screen)
     story = Story(FrameGrabber(declared or spec(), GrabberCounts()))
     for n in range(frames):

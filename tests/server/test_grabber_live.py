@@ -85,6 +85,7 @@ def shot(server: LiveServer, carm: Simulator, view: dict[str, Any]) -> dict[str,
 
 
 @pytest.mark.realtime
+@pytest.mark.timeout(240)
 def test_fluoroscopy_by_a_frame_grabber(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
