@@ -12,6 +12,7 @@ views and hypotheses are what runs in parallel, since forking over rows costs mo
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -29,7 +30,7 @@ def range_of(origin, slope, top, low, high):  # type: ignore[no-untyped-def]
     first, last = -origin / slope, (top - origin) / slope
     if first > last:
         first, last = last, first
-    return max(low, first), min(high, last)
+    return (first if first > low else low), (last if last < high else high)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator,unused-ignore]
@@ -166,7 +167,7 @@ def write_pixel(out, view, scale, column, row, qa, qb, dc, sums, derivatives):  
     mx = view[4, 0] * column + view[5, 0] * row + view[6, 0]
     my = view[4, 1] * column + view[5, 1] * row + view[6, 1]
     mz = view[4, 2] * column + view[5, 2] * row + view[6, 2]
-    step = scale * np.sqrt(mx * mx + my * my + mz * mz) / abs(dc)
+    step = scale * math.sqrt(mx * mx + my * my + mz * mz) / abs(dc)
     out[0, row, column] = total * step
     if derivatives:
         # Slopes times (k - source), which is how far a turn of the ray has carried it.
