@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from navsrv.imaging.found import NeedleError, Why
-from navsrv.imaging.in_volume import find_in_volume
-from tests.imaging.scenes import DIAMETER_MM, unit, volume
+from navsrv.imaging.found import TIP_SHAPE, NeedleError, Why
+from navsrv.imaging.in_volume import FLOOR_VOXELS, find_in_volume
+from tests.imaging.scenes import DIAMETER_MM, off, unit, volume
 
 TIP, AXIS = np.array([4.0, -6.0, 3.0]), unit(0.15, -0.85, 0.5)
 THROUGH = 200.0
@@ -14,16 +14,25 @@ THROUGH = 200.0
 
 
 def test_needles_are_found_within_their_covariance_as_a_distribution() -> None:
+    """A covariance twice or half as large as it should be fails.
+
+    What no volume shows is drawn as large as the finder allows for it: how far the point is from where the metal is
+    seen to end, and a tenth of a voxel of distortion.
+    """
     squares, errors = [], []
-    for seed in range(4):
+    for seed in range(16):
         rng = np.random.default_rng(seed)
         tip, axis = rng.uniform(-12, 12, 3), unit(*rng.normal(size=3))
-        needle = find_in_volume(*volume([(tip, axis, THROUGH)], rng), DIAMETER_MM)
-        error = np.concatenate([needle.tip_mm - tip, needle.axis - axis])
-        squares.append(float(error @ np.linalg.pinv(needle.covariance, rcond=1e-7) @ error))
-        errors.append(float(np.linalg.norm(needle.tip_mm - tip)))
-    assert max(errors) < 1.5
+        voxels, matrix = volume([(tip, axis, THROUGH)], rng)
+        errors.append(float(np.linalg.norm(find_in_volume(voxels, matrix, DIAMETER_MM).tip_mm - tip)))
+        matrix[:3, 3] += rng.normal(0.0, FLOOR_VOXELS, 3)
+        point = tip + rng.normal(0.0, TIP_SHAPE * DIAMETER_MM) * axis
+        squares.append(off(find_in_volume(voxels, matrix, DIAMETER_MM), point, axis))
+    assert max(errors) < 0.7
+    assert np.median(errors) < 0.35
     assert max(squares) < chi2.ppf(0.9999, 5)
+    # Below five: slopes, and what streaks do to an end, are allowed for and not drawn.
+    assert 1.9 < np.mean(squares) < 3.9
 
 
 def refused(needles: list[tuple[np.ndarray, np.ndarray, float]], **more: object) -> NeedleError:
