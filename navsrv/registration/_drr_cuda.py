@@ -50,7 +50,7 @@ def _render(volume, scale, views, windows, images, derivatives, out):  # type: i
     low, high = _range_of(a0, qa, na - 1.001, 0.0, nc - 1.0)
     low, high = _range_of(b0, qb, nb - 1.001, low, high)
     total, ga, gb, ha, hb = 0.0, 0.0, 0.0, 0.0, 0.0
-    for k in range(int(math.ceil(low)), int(math.floor(high)) + 1):
+    for k in range(math.ceil(low), math.floor(high) + 1):
         a, b = a0 + k * qa, b0 + k * qb
         i, j = int(a), int(b)
         ra, rb = a - i, b - j
