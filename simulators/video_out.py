@@ -112,8 +112,10 @@ class VideoFile:
     """Writes frames without loss into a file (FFV1 in AVI or Matroska)."""
 
     def __init__(self, path: Path, rate_hz: float, size: tuple[int, int]) -> None:
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), rate_hz, size)
-        if not self._writer.isOpened():
+        code = cv2.VideoWriter.fourcc(*"FFV1")
+        if path.parent.is_dir():
+            self._writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, rate_hz, size)
+        if not path.parent.is_dir() or not self._writer.isOpened():
             raise InputError(f"{path}: cannot be written; expected a place for a file such as video.avi")
 
     def show(self, frame: NDArray[np.uint8]) -> None:

@@ -6,14 +6,17 @@ not carry them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from navsrv.kernel.checking import Checker, rule
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 if TYPE_CHECKING:
     from devices.frame_grabber import GrabberSpec
@@ -102,6 +105,8 @@ def check_grabbers(checker: Checker, imaging: Mapping[str, Any], folder: Path) -
             right = "the table of a grabber" if source.grabber is None else 'connect = "grabber" beside it'
             checker.fault(path, wrong, right)
         elif source.grabber is not None:
+            if not _NAME.fullmatch(name):
+                checker.fault(f"imaging.{name}", "files are named after it", "letters, digits, _ and - only")
             if source.kind != "projection":
                 checker.fault(path, f"video of a {source.kind}", 'kind = "projection"')
             _check(checker, path, source.grabber, folder)

@@ -136,6 +136,7 @@ GOOD = {"source": "http://127.0.0.1:1/v", "crop": [144, 44, 512, 512], "marker_a
         (("noise = 2.0", "noise = -1.0"), "grabber.noise: -1.0 is out of range; expected a number from 0 to 30"),
         (("noise = 2.0", "orientation_trusted = true"), "grabber.orientation_trusted: true beside a marker"),
         (("noise = 2.0", "hold_ms = 100.0"), "grabber.hold_ms: 100 ms are fewer than 3 frames; expected longer"),
+        (("imaging.carm", 'imaging."a/b"'), "imaging.a/b: files are named after it"),
         (("noise", "nose"), "grabber.nose: unknown key; expected 'noise'?"),
     ],
     ids=lambda value: value[0][:12] if isinstance(value, tuple) else "",
