@@ -14,6 +14,8 @@ from simulators.campaign.plot import Panel, svg_of
 from simulators.verdict.trials import BINS_MM, GOOD_MM
 
 SUCCESS: Final = 0.95
+VERTEBRAE: Final = {29: "L3", 30: "L2", 31: "L1", **{32 + n: f"T{12 - n}" for n in range(12)}}
+"""By the label of the spine's patients."""
 Record = dict[str, Any]
 
 
@@ -34,9 +36,10 @@ def summary(records: list[Record]) -> Record:
         "all": starts,
         "calibrated": [r for r in starts if r["calibrated"]],
         "out of calibration": [r for r in starts if not r["calibrated"]],
-        "sacrum": [r for r in starts if r["patient"].startswith("sacrum")],
-        "spine": [r for r in starts if r["patient"].startswith("spine")],
     }
+    for bone in sorted({bone_of(r["patient"]) for r in records}):
+        groups[bone] = [r for r in starts if bone_of(r["patient"]) == bone]
+        groups[f"{bone}, calibrated"] = [r for r in groups[bone] if r["calibrated"]]
     return {
         "trials": len(records),
         "scenes": len({(r["patient"], r["seed"]) for r in records}),
@@ -49,8 +52,18 @@ def summary(records: list[Record]) -> Record:
             kind: dict(Counter(r["verdict"] for r in records if r["kind"] == kind and not r["good"]))
             for kind in sorted({r["kind"] for r in records})
         },
+        "good_by_bone": {
+            bone: dict(Counter(r["verdict"] for r in records if r["good"] and bone_of(r["patient"]) == bone))
+            for bone in sorted({bone_of(r["patient"]) for r in records})
+        },
         "tre": _tre(records),
     }
+
+
+def bone_of(patient: str) -> str:
+    """Return the bone that is looked for in a patient of this name."""
+    kind, *numbers = patient.split(":")
+    return VERTEBRAE[int(numbers[0])] if kind == "spine" else kind
 
 
 def _bin(records: Iterable[Record], low: float, high: float) -> Record:
@@ -131,12 +144,13 @@ def as_svg(records: list[Record]) -> str:
     seen = [r for r in records if r["figures"]]
 
     def figures(name: str, good: bool) -> list[float]:
-        return [r["figures"][name] for r in seen if r["good"] is good]
+        return [r["figures"][name] for r in seen if r["good"] is good and name in r["figures"]]
 
     panels = [Panel("Error, starts below 20 mm", "mTRE over the bone, mm (last bar: more)", near, 0.0, 3.0)]
     for name, label, limit in (
         ("score", "score", limits.score[0]),
         ("margin", "lead over the next place", limits.margin[0]),
+        ("sharpness", "sharpness", limits.sharpness[0]),
     ):
         for good in (True, False):
             title = f"{label.capitalize()}, {'good' if good else 'bad'} results"
@@ -180,6 +194,9 @@ def as_text(found: Record) -> str:
     ]
     for kind, counts in found["verdict_by_kind"].items():
         lines.append(f"| {kind} | {counts.get('accept', 0)} | {counts.get('doubt', 0)} | {counts.get('refuse', 0)} |")
+    lines += ["", "| good results by bone | accept | doubt | refuse |", "|---|---|---|---|"]
+    for bone, counts in found["good_by_bone"].items():
+        lines.append(f"| {bone} | {counts.get('accept', 0)} | {counts.get('doubt', 0)} | {counts.get('refuse', 0)} |")
     t = found["tre"]
     if t["trials"]:
         lines += [
