@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -26,8 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import CT, VOLUME, Array, Rigid, frozen_array
 from navsrv.kernel.registration import RegistrationResult, Verdict, tre_rms_mm
+from navsrv.registration.aside import Aside, begun
 from navsrv.registration.images import CtImage, Grid, blur, bone_weight, ct_grid, reduce_to, trim, volume_grid
-from navsrv.registration.search import FLIPS, pose_distance_mm, search
+from navsrv.registration.search import FLIPS, band_pass, pose_distance_mm, search
 from navsrv.registration.tiles import (
     Level,
     Refined,
@@ -43,7 +45,12 @@ CANDIDATES: Final = 40
 RIVALS: Final = 5
 """Places that are compared at the middle level, where a wrong one stands out far more than at the coarse one."""
 MIRROR_CANDIDATES: Final = 8
+BRIEF: Final = 8
+BRIEF_MM: Final = 0.1
+"""Iterations and tolerance of a start's first refinement; what is worth it is taken up again."""
 SAME_BASIN_MM: Final = 6.0
+ARRIVED_MM: Final = 3.0
+"""A refinement that ends so near the best place is taken to have arrived there."""
 LEVEL_SHIFTS_MM: Final = (-45.0, -35.0, -25.0, -15.0, 15.0, 25.0, 35.0, 45.0)
 """Shifts along the CT's long axis that the winner is challenged with: a neighbouring vertebra or sacral segment."""
 FULL_OVERLAP: Final = 0.4
@@ -129,6 +136,7 @@ def register_cbct(
     target_ct_mm: ArrayLike | None = None,
     limits: CbctLimits | None = None,
     progress: Progress | None = None,
+    aside: Aside | None = None,
 ) -> RegistrationResult:
     """Return ``T_ct_from_volume`` with covariance, predicted TRE and a verdict.
 
@@ -143,6 +151,8 @@ def register_cbct(
         Where the error matters; None takes the middle of the overlap.
     progress : callable or None
         Called with a fraction and a word.
+    aside : Aside or None
+        Who looks at the volume's mirror image meanwhile; the result is the same.
 
     Raises
     ------
@@ -155,24 +165,49 @@ def register_cbct(
     grid = volume_grid(np.asarray(volume.voxels), np.asarray(volume.index_to_volume_mm, dtype=np.float64))
     say(0.2, "searching")
     orientations = list(FLIPS) if initial is None else [np.asarray(initial.rotation)]
-    starts = [c.pose for c in search(prepared.coarse, grid, orientations, CANDIDATES)]
+    stages = _Stages.of(grid)
+    starts = [c.pose for c in search(prepared.coarse, stages.band, orientations, CANDIDATES)]
     if initial is not None:
         starts.append(initial.matrix)
     if not starts:
         raise RegistrationError("the volume and the CT overlap nowhere enough to be compared")
     say(0.6, "refining")
-    basins = _basins(prepared, grid, starts)
-    mirrored = _mirrored_correlation(prepared, grid, basins[0].middle.pose)
-    middle, spread_mm = _displaced_starts(prepared, grid, basins[0].middle.pose, target_ct_mm)
+    basins = _basins(prepared, stages, starts)
+    mirrored = begun(aside, partial(_mirrored_correlation, prepared, stages, basins[0].middle.pose))
+    middle, spread_mm = _displaced_starts(prepared, stages, basins[0].middle.pose, target_ct_mm)
     say(0.8, "finest level")
     level = _level(prepared.fine, blur(grid, 0.7), 2.4, 16.0, 60_000, prepared, middle.pose)
     final = refine(level, middle.pose)
     parts = _spread(level, final.pose)
     say(0.95, "judging")
     return _result(
-        prepared, grid, _Findings(final, middle, basins, mirrored, spread_mm, parts), target_ct_mm,
+        prepared, grid, _Findings(final, middle, basins, mirrored(), spread_mm, parts), target_ct_mm,
         limits or CbctLimits(),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stages:
+    """The volume as stages before the finest need it: for the search, the comparison of places, the middle level."""
+
+    band: Grid
+    coarse: Grid
+    middle: Grid
+
+    @classmethod
+    def of(cls, grid: Grid) -> _Stages:
+        """Return the stages of a volume."""
+        return cls(band_pass(grid), blur(reduce_to(grid, 3.0), 2.6), blur(reduce_to(grid, 2.0), 1.3))
+
+    def mirrored(self, flip: Array) -> _Stages:
+        """Return the stages of the volume's image under ``flip`` (3, 3) of its millimetres."""
+
+        def turned(grid: Grid) -> Grid:
+            matrix = grid.index_to_mm.copy()
+            matrix[:3] = flip @ matrix[:3]
+            return Grid(grid.values, matrix, grid.valid)
+
+        return _Stages(turned(self.band), turned(self.coarse), turned(self.middle))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,18 +251,18 @@ class _Basin:
         return self.middle.correlation * min(1.0, self.coarse.overlap / FULL_OVERLAP)
 
 
-def _basins(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> list[_Basin]:
+def _basins(prepared: PreparedCt, stages: _Stages, starts: list[Array]) -> list[_Basin]:
     """Return the best places for the volume, the best first; they differ by more than ``SAME_BASIN_MM``."""
-    level = _coarse_level(prepared, grid)
-    ends = [refine(level, start) for start in starts]
+    level = _coarse_level(prepared, stages)
+    ends = [refine(level, start, BRIEF, BRIEF_MM) for start in starts]
     best = max(ends, key=_rank)
     for shift in LEVEL_SHIFTS_MM:
         pose = best.pose.copy()
         pose[2, 3] += shift
-        ends.append(refine(level, pose))
+        ends.append(refine(level, pose, BRIEF, BRIEF_MM))
     # A slow descent into the best basin must not pass for a rival: carry on until each has arrived.
-    ends = [_settled(level, end) if _rank(end) > 0.5 * _rank(best) else end for end in ends]
-    centre = grid.centre_mm
+    centre, best = stages.coarse.centre_mm, _settled(level, best)
+    ends = [_arrived(level, end, best, centre) for end in ends]
     places: list[tuple[Refined, int]] = []
     for number in sorted(range(len(ends)), key=lambda n: -_rank(ends[n])):
         end, counts = ends[number], number < len(starts)
@@ -237,9 +272,10 @@ def _basins(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> list[_Basi
                 break
         else:
             places.append((end, int(counts)))
+    near = [place for place in places if _rank(place[0]) > 0.5 * _rank(places[0][0])] or places[:1]
     found = [
-        _Basin(place, refine(_middle_level(prepared, grid, place.pose), place.pose), votes)
-        for place, votes in places[:RIVALS]
+        _Basin(place, refine(_middle_level(prepared, stages, place.pose), place.pose), votes)
+        for place, votes in near[:RIVALS]
     ]
     # The finer level can bring two places together.
     first = max(found, key=lambda basin: basin.rank)
@@ -247,17 +283,17 @@ def _basins(prepared: PreparedCt, grid: Grid, starts: list[Array]) -> list[_Basi
     return [first, *sorted(rest, key=lambda basin: -basin.rank)]
 
 
-def _coarse_level(prepared: PreparedCt, grid: Grid) -> Level:
+def _coarse_level(prepared: PreparedCt, stages: _Stages) -> Level:
     """Return the level on which basins are compared: no bone weights, since these depend on the pose."""
-    return Level.make(prepared.coarse, cut_tiles(blur(reduce_to(grid, 3.0), 2.6), 6.0, 32.0, 5000))
+    return Level.make(prepared.coarse, cut_tiles(stages.coarse, 6.0, 32.0, 5000))
 
 
-def _middle_level(prepared: PreparedCt, grid: Grid, pose: Array) -> Level:
+def _middle_level(prepared: PreparedCt, stages: _Stages, pose: Array) -> Level:
     """Return the middle level, its points weighted by bone."""
-    return _level(prepared.middle, blur(reduce_to(grid, 2.0), 1.3), 3.6, 20.0, 30_000, prepared, pose)
+    return _level(prepared.middle, stages.middle, 3.6, 20.0, 30_000, prepared, pose)
 
 
-def _mirrored_correlation(prepared: PreparedCt, grid: Grid, pose: Array) -> float:
+def _mirrored_correlation(prepared: PreparedCt, stages: _Stages, pose: Array) -> float:
     """Return the best correlation of the volume's mirror image, at the middle level.
 
     Near the plain one, left and right may be exchanged.
@@ -265,16 +301,23 @@ def _mirrored_correlation(prepared: PreparedCt, grid: Grid, pose: Array) -> floa
     its mirror image then fits better still.
     """
     flip = np.diag([-1.0, 1.0, 1.0])
-    matrix = grid.index_to_mm.copy()
-    matrix[:3] = flip @ matrix[:3]
-    image = Grid(grid.values, matrix, grid.valid)
+    image = stages.mirrored(flip)
     orientation = flip @ pose[:3, :3] @ flip
     level = _coarse_level(prepared, image)
-    ends = [refine(level, start.pose) for start in search(prepared.coarse, image, [orientation], MIRROR_CANDIDATES)]
+    ends = [
+        refine(level, start.pose) for start in search(prepared.coarse, image.band, [orientation], MIRROR_CANDIDATES)
+    ]
     if not ends:
         return 0.0
     likeliest = max((_settled(level, end) for end in sorted(ends, key=_rank)[-3:]), key=_rank)
     return refine(_middle_level(prepared, image, likeliest.pose), likeliest.pose).correlation
+
+
+def _arrived(level: Level, end: Refined, best: Refined, centre: Array) -> Refined:
+    """Return where an end comes to rest; one that is at the best already, or far worse, is left as it is."""
+    if _rank(end) <= 0.5 * _rank(best):
+        return end
+    return best if pose_distance_mm(end.pose, best.pose, centre) < ARRIVED_MM else _settled(level, end)
 
 
 def _settled(level: Level, end: Refined) -> Refined:
@@ -293,10 +336,10 @@ def _rank(end: Refined) -> float:
 
 
 def _displaced_starts(
-    prepared: PreparedCt, grid: Grid, pose: Array, target_ct_mm: ArrayLike | None
+    prepared: PreparedCt, stages: _Stages, pose: Array, target_ct_mm: ArrayLike | None
 ) -> tuple[Refined, float]:
     """Return the pose at the middle level and how far apart (mm, at the target) displaced starts end."""
-    level = _middle_level(prepared, grid, pose)
+    level = _middle_level(prepared, stages, pose)
     first = refine(level, pose)
     centre = first.pose[:3, :3] @ level.tiles.centre_mm + first.pose[:3, 3]
     target = centre if target_ct_mm is None else np.asarray(target_ct_mm, dtype=np.float64)

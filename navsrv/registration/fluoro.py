@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import CT, Array, Rigid, skew
 from navsrv.kernel.registration import RegistrationResult
+from navsrv.registration.aside import Aside
 from navsrv.registration.drr import DrrVolume, bone_volume
 from navsrv.registration.fluoro_search import FluoroSearch, search_poses
 from navsrv.registration.fluoro_stretch import fit_stretch
@@ -33,7 +34,7 @@ from navsrv.registration.fluoro_verdict import (
     sharpness,
     worth_asking,
 )
-from navsrv.registration.fluoro_views import Aside, Fit, FixedView, Level, PosePrior, XrayView, check_views
+from navsrv.registration.fluoro_views import Fit, FixedView, Level, PosePrior, XrayView, check_views
 from navsrv.registration.images import CtImage
 from navsrv.registration.tiles import moved
 

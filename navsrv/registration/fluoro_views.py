@@ -12,7 +12,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import CARM, CT, Array, Rigid, rotation_angle_rad
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.registration._fluoro_kernels import sums_of, tile_sums
+from navsrv.registration.aside import Aside, begun
 from navsrv.registration.drr import DrrVolume, Image
 from navsrv.registration.tiles import moved
 
@@ -38,8 +39,6 @@ ARM_MM: Final = 50.0
 
 
 T = TypeVar("T")
-Aside = Callable[[Callable[[], Any]], Callable[[], Any]]
-"""Begins a job elsewhere and returns what waits for its answer: ``lambda job: pool.submit(job).result``, say."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,9 +181,7 @@ class Level:
 
     def of_each(self, look: Callable[[int], T]) -> list[T]:
         """Return ``look`` of each view's number, side by side where there is somebody to help."""
-        if self._aside is None:
-            return [look(n) for n in range(len(self.views))]
-        later = [self._aside(partial(look, n)) for n in range(1, len(self.views))]
+        later = [begun(self._aside, partial(look, n)) for n in range(1, len(self.views))]
         return [look(0), *(answer() for answer in later)]
 
     def _sums_of(self, n: int, pose: Array, derivatives: bool) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -17,6 +18,7 @@ from navsrv.kernel.errors import RegistrationError
 from navsrv.kernel.frames import Array
 
 Voxels = NDArray[np.float32]
+_ONE: Final = np.ones((1, 1), np.float32)
 
 CT_LOW_HU: Final = -250.0
 CT_HIGH_HU: Final = 1600.0
@@ -104,13 +106,25 @@ def blur(grid: Grid, sigma_mm: float) -> Grid:
     """Return the grid blurred by a Gaussian that does not let invalid voxels leak in."""
     sigma = (sigma_mm / grid.spacing_mm)[::-1]
     if grid.valid.all():
-        plain = ndimage.gaussian_filter(grid.values, sigma, mode="nearest", truncate=3.0)
-        return Grid(plain, grid.index_to_mm, grid.valid)
+        return Grid(_smooth(grid.values, sigma, cv2.BORDER_REPLICATE), grid.index_to_mm, grid.valid)
     inside = grid.valid.astype(np.float32)
-    weight = ndimage.gaussian_filter(inside, sigma, mode="constant", truncate=3.0)
-    total = ndimage.gaussian_filter(grid.values * inside, sigma, mode="constant", truncate=3.0)
-    values = np.where(grid.valid, total / np.maximum(weight, 1e-3), 0.0).astype(np.float32)
-    return Grid(values, grid.index_to_mm, grid.valid)
+    weight = _smooth(inside, sigma, cv2.BORDER_CONSTANT)
+    total = _smooth(grid.values * inside, sigma, cv2.BORDER_CONSTANT)
+    np.maximum(weight, 1e-3, out=weight)
+    total /= weight
+    total *= inside
+    return Grid(total, grid.index_to_mm, grid.valid)
+
+
+def _smooth(values: Voxels, sigma: Array, border: int) -> Voxels:
+    """Return values (k, j, i) blurred by Gaussians of sigma (3,) voxels, cut off at three of them."""
+    kernels = [cv2.getGaussianKernel(2 * int(3.0 * s + 0.5) + 1, float(s), cv2.CV_32F) for s in sigma]
+    out = np.empty(values.shape, np.float32)
+    for sheet, blurred in zip(values, out, strict=True):
+        cv2.sepFilter2D(sheet, cv2.CV_32F, kernels[2], kernels[1], dst=blurred, borderType=border)
+    for j in range(values.shape[1]):
+        out[:, j] = cv2.sepFilter2D(out[:, j], cv2.CV_32F, _ONE, kernels[0], borderType=border)
+    return out
 
 
 def trim(grid: Grid, margin_mm: float) -> Grid:
@@ -151,8 +165,10 @@ def reconstructed_region(voxels: NDArray[np.generic]) -> NDArray[np.bool_]:
     inside = np.isfinite(voxels) if np.issubdtype(voxels.dtype, np.floating) else np.ones(voxels.shape, np.bool_)
     if len(values) and counts.max() >= 3:
         inside &= voxels != voxels.dtype.type(values[counts.argmax()])
-    eroded: NDArray[np.bool_] = ndimage.binary_erosion(inside, np.ones((3, 3, 3), np.bool_), iterations=2)
-    return eroded
+    # Two voxels off on all sides; beyond the box nothing was reconstructed.
+    for axis in range(3):
+        inside = ndimage.minimum_filter1d(inside.view(np.uint8), 5, axis=axis, mode="constant", cval=0).view(np.bool_)
+    return inside
 
 
 def volume_grid(voxels: NDArray[np.generic], index_to_volume_mm: Array) -> Grid:
@@ -171,9 +187,9 @@ def volume_grid(voxels: NDArray[np.generic], index_to_volume_mm: Array) -> Grid:
     sample = voxels[valid][::7].astype(np.float64)
     if sample.size < 1000:
         raise RegistrationError(f"the volume has {int(valid.sum())} voxels inside its reconstructed region: too few")
-    low, high = np.percentile(sample, (1.0, 99.9))
+    low, high = (np.float32(bound) for bound in np.percentile(sample, (1.0, 99.9)))
     if not high > low:
         raise RegistrationError(f"the volume is constant ({low:g}): nothing to register")
     raw = np.clip(np.where(valid, voxels, low).astype(np.float32), low, high)
-    raw = (raw - np.float32(low)) * np.float32(1.0 / (high - low))
+    raw = (raw - low) * (np.float32(1.0) / (high - low))
     return reduce_to(Grid(raw, np.asarray(index_to_volume_mm, dtype=np.float64), valid), FINE_MM)

@@ -47,7 +47,7 @@ def rotation_lattice(range_deg: float, step_deg: float) -> list[Array]:
 
 def band_pass(grid: Grid) -> Grid:
     """Return the grid at the coarse spacing with slow changes removed; 0 where not valid."""
-    coarse = reduce_to(blur(grid, 0.35 * COARSE_MM), COARSE_MM)
+    coarse = blur(reduce_to(grid, COARSE_MM), 0.35 * COARSE_MM)
     slow = blur(coarse, HIGH_PASS_MM)
     values = np.where(coarse.valid, coarse.values - slow.values, 0.0).astype(np.float32)
     return Grid(values, coarse.index_to_mm, coarse.valid)
@@ -95,12 +95,12 @@ class MaskedCorrelation:
     def score(self, values: Voxels, valid: NDArray[np.bool_]) -> Voxels:
         """Return the correlation at every cyclic shift (k, j, i); -1 where too little overlaps."""
         mask = valid.astype(np.float32)
-        f_values = np.conj(fft.rfftn(values, self.shape))
-        f_mask = np.conj(fft.rfftn(mask, self.shape))
-        f_square = np.conj(fft.rfftn(values**2, self.shape))
+        f_values = np.conj(fft.rfftn(values, self.shape, workers=2))
+        f_mask = np.conj(fft.rfftn(mask, self.shape, workers=2))
+        f_square = np.conj(fft.rfftn(values**2, self.shape, workers=2))
 
         def back(product: NDArray[np.complex64]) -> Voxels:
-            result: Voxels = fft.irfftn(product, self.shape)
+            result: Voxels = fft.irfftn(product, self.shape, workers=2)
             return result
 
         cross, count = back(self.f_value * f_values), back(self.f_valid * f_mask)
@@ -111,19 +111,20 @@ class MaskedCorrelation:
         return score.astype(np.float32)
 
 
-def search(ct: Grid, volume: Grid, orientations: list[Array], keep: int, peaks: int = 4) -> list[Candidate]:
+def search(ct: Grid, coarse: Grid, orientations: list[Array], keep: int, peaks: int = 4) -> list[Candidate]:
     """Return the ``keep`` best candidates over rotations about each orientation (3, 3) and all translations.
 
     Parameters
     ----------
-    ct, volume : Grid
-        Fine grids; they are band-passed and reduced here.
+    ct : Grid
+        It is band-passed and reduced here.
+    coarse : Grid
+        The volume, as ``band_pass`` returns it.
     orientations : list of (3, 3)
         Rotations, CT from volume, about which the lattice of rotations is laid.
     """
     coarse_ct = isotropic(band_pass(ct), COARSE_MM)
-    coarse = band_pass(volume)
-    centre = volume.centre_mm
+    centre = coarse.centre_mm
     occupied = coarse.points_mm(np.argwhere(coarse.valid)) - centre
     reach = int(2 * np.ceil(np.linalg.norm(occupied, axis=1).max() / COARSE_MM)) + 3
     engine = MaskedCorrelation(coarse_ct, reach)

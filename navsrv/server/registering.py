@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +17,7 @@ from navsrv.anatomy.case import Case, Kind, Volume
 from navsrv.kernel.frames import CT, REFERENCE, VOLUME, Array, Rigid
 from navsrv.kernel.registration import RegistrationResult, tre_rms_mm
 from navsrv.kernel.samples import VolumeSample
+from navsrv.registration.aside import Aside
 from navsrv.registration.bones import chosen_bone, prepare_case_bone
 from navsrv.registration.cbct import PreparedCt, prepare_ct, register_cbct
 from navsrv.registration.fluoro import PreparedBone, prepare_bone, register_fluoro
@@ -97,7 +99,8 @@ def register_volume(job: VolumeJob) -> RegistrationResult:
     case = Case.load(job.case_folder)
     ct, prepared = _prepared(job.case_folder, case.sha256)
     target = case.plan.target_ct_mm if case.plan is not None else None
-    found = register_cbct(prepared, job.volume, target_ct_mm=target)
+    with helpers(1) as aside:
+        found = register_cbct(prepared, job.volume, target_ct_mm=target, aside=aside)
     Path(job.overlay).write_bytes(overlay_png(ct_image(ct), job.volume, found.transform, found.target_ct_mm))
     T_ref_from_volume = Rigid.from_matrix(REFERENCE, VOLUME, job.T_ref_from_volume, job.link_covariance)
     transform = found.transform @ T_ref_from_volume.inverse()
@@ -132,12 +135,15 @@ def register_views(
     bone: PreparedBone, views: list[XrayView], initial: Rigid, target_ct_mm: ArrayLike | None
 ) -> RegistrationResult:
     """Return ``register_fluoro`` of a bone, each view beyond the first on a thread of its own."""
-    with ThreadPoolExecutor(max(1, len(views) - 1)) as pool:
-
-        def aside(job: Callable[[], Any]) -> Callable[[], Any]:
-            return pool.submit(job).result
-
+    with helpers(max(1, len(views) - 1)) as aside:
         return register_fluoro(bone, views, initial, target_ct_mm=target_ct_mm, aside=aside)
+
+
+@contextmanager
+def helpers(count: int) -> Iterator[Aside]:
+    """Give threads that take jobs of a registration, as many as ``count``, and end them."""
+    with ThreadPoolExecutor(count) as pool:
+        yield lambda job: pool.submit(job).result
 
 
 @lru_cache(maxsize=1)

@@ -129,7 +129,8 @@ def cbct(name: str, views: int, starts: int) -> dict[str, list[dict[str, float]]
         for method, trials in found.items():
             wall, cpu = time.perf_counter(), time.process_time()
             if method == "ours":
-                pose = register_cbct(made, volume, initial=start).transform
+                with ThreadPoolExecutor(1) as pool:
+                    pose = register_cbct(made, volume, initial=start, aside=partial(_aside, pool)).transform
             else:
                 pose = mattes(image, volume, start)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

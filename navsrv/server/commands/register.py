@@ -100,7 +100,7 @@ def _cbct(args: argparse.Namespace) -> RegistrationResult:
     from navsrv.registration.cbct import register_cbct
     from navsrv.registration.overlay import overlay_png
     from navsrv.server.fetching import ensure_case
-    from navsrv.server.registering import ct_image
+    from navsrv.server.registering import ct_image, helpers
 
     volume = read_volume(args.volume)
     if args.overlay is not None and not args.overlay.parent.is_dir():
@@ -110,7 +110,8 @@ def _cbct(args: argparse.Namespace) -> RegistrationResult:
     target = args.target
     if target is None and case.plan is not None:
         target = case.plan.target_ct_mm
-    result = register_cbct(ct, volume, target_ct_mm=target, progress=_progress())
+    with helpers(1) as aside:
+        result = register_cbct(ct, volume, target_ct_mm=target, progress=_progress(), aside=aside)
     if args.overlay is not None:
         picture = overlay_png(ct, volume, result.transform, result.target_ct_mm)
         unfinished = args.overlay.with_name(f".{args.overlay.name}.{os.getpid()}")
