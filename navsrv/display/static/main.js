@@ -81,7 +81,7 @@ class Display {
     const best = this.link.clock.at(nowMs);
     this.alarms.update(view, best === null ? NaN : nowMs + best.offset);
     this.exceptions.update(view);
-    this.registration.update(view);
+    this.registration.update(view, this.link.reconnects);
     this.scene.update(view, closest, colour, text);
     this.slices.update(view);
   }

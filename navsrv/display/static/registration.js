@@ -23,11 +23,17 @@ export class RegistrationView {
     this.panel = panel;
     this.command = command;
     this.proposed = null;
+    this.connection = null;
     this.id = null;
     this.state = null;
   }
 
-  update(view) {
+  /**
+   * Show what a frame says. `connection` numbers the connections: ids begin anew with a server that was started again,
+   * so what is asked belongs to one connection. While there is no current frame the panel is hidden, not emptied: what
+   * the server answered to a decision is still there when frames flow again.
+   */
+  update(view, connection) {
     const registration = view.fault ? null : view.frame.registration;
     this.id = registration?.id ?? null;
     this.state = registration?.state ?? null;
@@ -39,7 +45,9 @@ export class RegistrationView {
     const asked = registration?.state === "proposed" ? registration : null;
     const proposal = view.fault ? null : (view.frame.proposal ?? asked);
     const proposed = proposal?.id ?? null;
-    if (proposed !== this.proposed) this.showProposal(proposed, proposal);
+    const changed = proposed !== this.proposed || connection !== this.connection;
+    if (!view.fault && changed) this.showProposal(proposed, proposal, connection);
+    this.panel.hidden = proposed === null;
     if (proposed !== null) setText(this.panel.querySelector(".proposal-detail"), details(proposal));
   }
 
@@ -54,9 +62,9 @@ export class RegistrationView {
     this.confirm.disabled = false;
   }
 
-  showProposal(id, registration) {
+  showProposal(id, registration, connection) {
     this.proposed = id;
-    this.panel.hidden = id === null;
+    this.connection = connection;
     if (id === null) {
       this.panel.replaceChildren();
       return;
@@ -73,7 +81,8 @@ export class RegistrationView {
     at(".proposal-verdict").textContent = VERDICTS[registration.verdict] ?? `Verdict: ${registration.verdict}`;
     at(".proposal-verdict").dataset.verdict = registration.verdict;
     const picture = at("img");
-    picture.onerror = () => at(".proposal-picture").replaceChildren("The picture could not be loaded: do not accept without it");
+    const frame = at(".proposal-picture"); // held: when the error comes, the panel may be empty or ask something else
+    picture.onerror = () => frame.replaceChildren("The picture could not be loaded: do not accept without it");
     picture.src = `/api/registration/${encodeURIComponent(id)}/overlay`;
     at(".accept").onclick = () => this.decide("accept_registration", id);
     at(".reject").onclick = () => this.decide("reject_registration", id);
