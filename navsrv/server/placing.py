@@ -328,6 +328,24 @@ def _square(rotation_rad: float, translation_mm: float) -> Array:
     return np.diag([rotation_rad**2] * 3 + [translation_mm**2] * 3)
 
 
+def middle_mm(image: VolumeSample, T_ref_from_image: Array) -> Array:
+    """Return the middle (3,) of a volume in the reference's frame."""
+    middle = [*(0.5 * (n - 1) for n in reversed(image.voxels.shape)), 1.0]
+    seen: Array = (T_ref_from_image @ image.index_to_volume_mm @ middle)[:3]
+    return seen
+
+
+def with_calibration(covariance: Array, imaging: ImagingConfig, about_mm: Array) -> Array:
+    """Return (6, 6) of where an image is said to be: by its poses, as given, and by the calibration of its device.
+
+    Left perturbation in the reference.  The calibration's is a turn about what the image shows, ``about_mm`` (3,) in
+    the reference's frame, and a shift of it, as for a needle that is found in the image.
+    """
+    adjoint = Rigid(REFERENCE, _IMAGE, np.eye(3), about_mm).adjoint()
+    total: Array = covariance + adjoint @ _square(np.radians(imaging.sigma_deg), imaging.sigma_mm) @ adjoint.T
+    return 0.5 * (total + total.T)
+
+
 def sigmas_at(covariance: Array, point_mm: Array) -> tuple[float, float]:
     """Return one sigma (rad, mm), along the worst direction, of a turn about a point (3,) and of that point's shift.
 

@@ -13,7 +13,8 @@ from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.kernel.samples import ProjectionSample
-from navsrv.server.placing import Exposure, sigmas_at
+from navsrv.server.config import ImagingConfig
+from navsrv.server.placing import Exposure, sigmas_at, with_calibration
 
 KEPT: Final = 6
 APART_DEG: Final = (20.0, 160.0)
@@ -106,6 +107,12 @@ def looked_at(a: ProjectionModel, b: ProjectionModel) -> Array:
     across = [np.eye(3) - np.outer(r, r) / (r @ r) for r in rays]
     right = across[0] @ a.source_mm + across[1] @ b.source_mm
     return np.asarray(np.linalg.lstsq(across[0] + across[1], right, rcond=None)[0], dtype=np.float64)
+
+
+def pair_covariance(pair: tuple[TakenXray, TakenXray], imaging: ImagingConfig) -> Array:
+    """Return (6, 6) of where two X-rays are said to be: the worse one's poses, and their device's calibration."""
+    worse = max(pair, key=lambda xray: xray.shift_mm)
+    return with_calibration(worse.covariance, imaging, looked_at(pair[0].view, pair[1].view))
 
 
 def _middle_ray(view: ProjectionModel) -> Array:

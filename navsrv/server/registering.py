@@ -37,7 +37,8 @@ class VolumeJob:
     T_ref_from_volume : (4, 4)
         Frozen at the exposure.
     link_covariance : (6, 6)
-        Of ``T_ref_from_volume``: what the tracker and the gantry leave unsure, left perturbation in the reference.
+        Of ``T_ref_from_volume``: what the tracker, the gantry and the image's calibration leave unsure, left
+        perturbation in the reference.
     overlay : str
         Where the picture for the operator goes.
     """

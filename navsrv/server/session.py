@@ -46,8 +46,9 @@ from navsrv.server.fluoroscopy import write_fluoroscopy
 from navsrv.server.grabbers import CarmVideo
 from navsrv.server.imaging import DeviceListener
 from navsrv.server.operations import OPERATIONS, Refused, listing
-from navsrv.server.placing import Arrival, Exposure, Placing
+from navsrv.server.placing import Arrival, Exposure, Placing, middle_mm, with_calibration
 from navsrv.server.processes import Child, give_way
+from navsrv.server.projections import pair_covariance
 from navsrv.server.records import IMAGE, NOTE, STOP, RecordSink
 from navsrv.server.registering import VIEWS_CT, PairJob, VolumeJob, prepare, register_pair, register_volume
 from navsrv.server.snapshots import NoImages, Snapshots, Ways
@@ -364,9 +365,9 @@ class Session:
         name = f"R{self._registrations}"
         assert isinstance(exposure.image, VolumeSample)
         overlay = self.folder / f"registration-{name}.png"
-        job = VolumeJob(
-            str(self.case.folder), exposure.image, exposure.T_ref_from_image, exposure.covariance, str(overlay)
-        )
+        place = exposure.T_ref_from_image
+        covariance = with_calibration(exposure.covariance, exposure.config, middle_mm(exposure.image, place))
+        job = VolumeJob(str(self.case.folder), exposure.image, place, covariance, str(overlay))
         await self._register(name, exposure.source, register_volume, job)
 
     async def _register(
@@ -399,8 +400,8 @@ class Session:
         self._registrations += 1
         name = f"R{self._registrations}"
         overlay = self.folder / f"registration-{name}.png"
-        worse = max(pair, key=lambda xray: xray.shift_mm)
-        job = PairJob(str(self.case.folder), pair, seen, worse.covariance, str(overlay))
+        covariance = pair_covariance(pair, self.config.imaging[source])
+        job = PairJob(str(self.case.folder), pair, seen, covariance, str(overlay))
         failed = await self._register(name, source, register_pair, job)
         if failed is not None:
             raise Refused(failed)

@@ -25,7 +25,7 @@ from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import VolumeSample
 from navsrv.server.config import Config
 from navsrv.server.finding import Search, TakenVolume, Untold, find_needle
-from navsrv.server.placing import Exposure, sigmas_at
+from navsrv.server.placing import Exposure, middle_mm, sigmas_at
 from navsrv.server.processes import give_way
 from navsrv.server.projections import TakenXray, XrayShelf, taken_xray
 
@@ -119,8 +119,7 @@ class Snapshots:
         taken_ns = now_ns - max(wall_ns - image.device_time_ns, 0)
         if isinstance(image, VolumeSample):
             matrix = exposure.T_ref_from_image @ image.index_to_volume_mm
-            middle = (matrix @ [*(0.5 * (n - 1) for n in reversed(image.voxels.shape)), 1.0])[:3]
-            doubt = sigmas_at(exposure.covariance, middle)
+            doubt = sigmas_at(exposure.covariance, middle_mm(image, exposure.T_ref_from_image))
             return TakenVolume(source, image.voxels, matrix, image.device_time_ns, taken_ns, *doubt)
         try:
             self.shelf.put(taken_xray(exposure, taken_ns))

@@ -64,6 +64,7 @@ kind = "volume"
 image = "CBCT"
 pose = "VolumeToTracker"
 connect = "dicom"
+sigma_mm = 2.0
 [imaging.carm]
 kind = "projection"
 image = "CARM"
@@ -197,10 +198,13 @@ def test_a_volume_by_dicom_is_registered_where_the_patient_is(server: LiveServer
     seen = set() if before == 0 else {"R1"}
     frame = server.frame(lambda f: f["proposal"] is not None and f["proposal"]["id"] not in seen)
     assert frame["proposal"]["verdict"] == "accept"
-    found = np.array(server.ask("describe_registration", id=frame["proposal"]["id"])["result"]["T_ct_from_ref"])
+    described = server.ask("describe_registration", id=frame["proposal"]["id"])["result"]
+    found = np.array(described["T_ct_from_ref"])
     T_ref_from_ct = np.append(TARGET_CT_MM, 1.0) @ T_REF_FROM_CT.T
     error = np.linalg.norm((found.reshape(4, 4) @ T_ref_from_ct)[:3] - TARGET_CT_MM)
     assert error < 1.0, f"the registration is off by {error:.2f} mm at the target"
+    calibration_mm = np.sqrt(3.0) * (0.3 if calling == "OARM" else 2.0)
+    assert calibration_mm < described["tre_mm"] < np.hypot(calibration_mm, 1.0), "the images' calibration is in it"
     until("the volume is on the metrics page", lambda: metrics(server)["volumes"] == before + 1)
     assert metrics(server)["objects_refused"] == 0
 

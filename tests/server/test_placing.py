@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from navsrv.kernel.frames import Array
-from navsrv.kernel.samples import ProjectionSample
+from navsrv.kernel.samples import ProjectionSample, VolumeSample
 from navsrv.pipeline.pipeline import Pipeline
 from navsrv.pipeline.setup import ReferenceSetup
 from navsrv.server.config import load_config
 from navsrv.server.operations import Refused
-from navsrv.server.placing import Arrival, Exposure, Placing, sigmas_at
+from navsrv.server.placing import Arrival, Exposure, Placing, middle_mm, sigmas_at, with_calibration
+from navsrv.server.projections import looked_at, pair_covariance, taken_xray
 from tests.pipeline.room import EPOCH_NS, MS, Room, make_setup, needle, source
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fluoroscopy_tracked.toml"
@@ -135,3 +137,44 @@ def test_the_last_image_held_is_no_new_image() -> None:
     assert desk.shoot(stamp) is not None
     assert desk.shoot(stamp) is None
     assert desk.placing.counts["carm"].repeated == 1
+
+
+def test_a_registration_from_an_image_is_as_unsure_as_the_images_calibration() -> None:
+    """Squared errors of places that are turned about the image's middle and shifted, by the covariance that is said."""
+    rng, imaging = np.random.default_rng(11), replace(CONFIG.imaging["carm"], sigma_mm=0.7, sigma_deg=0.4)
+    place = np.linalg.inv(T_TRACKER_FROM_REF) @ T_TRACKER_FROM_BODY
+    volume = VolumeSample("Spin", np.zeros((4, 6, 8), np.int16), np.diag([2.0, 3.0, 5.0, 1.0]), 0, 0)
+    middle = middle_mm(volume, place)
+    assert middle == pytest.approx((place @ [7.0, 7.5, 7.5, 1.0])[:3])
+    poses = np.diag([1e-6] * 3 + [0.04] * 3)
+    covariance = with_calibration(poses, imaging, middle)
+    squares = []
+    for _ in range(400):
+        turn = Rotation.from_rotvec(rng.normal(0.0, np.radians(0.4), 3)).as_matrix()
+        turn_poses = Rotation.from_rotvec(rng.normal(0.0, 1e-3, 3)).as_matrix()
+        shift = middle - turn @ middle + rng.normal(0.0, 0.7, 3)
+        off = turn_poses @ turn
+        moved = turn_poses @ shift + rng.normal(0.0, 0.2, 3)
+        error = np.concatenate([Rotation.from_matrix(off).as_rotvec(), moved])
+        squares.append(error @ np.linalg.solve(covariance, error))
+    # Mean of 400 chi-squares of 6: 6, with a deviation of 0.17.
+    assert 5.4 < float(np.mean(squares)) < 6.6
+
+
+def test_a_pair_of_x_rays_is_as_unsure_as_the_worse_one_and_the_calibration() -> None:
+    imaging = CONFIG.imaging["carm"]
+    detector = np.diag([1.0, 1.0, 1.0, 1.0])
+    detector[:3, 3] = -10.0, -10.0, 1000.0
+    pair = []
+    for turned, sigma in ((0.0, 0.2), (90.0, 0.5)):
+        place = np.eye(4)
+        place[:3, :3] = Rotation.from_euler("y", turned, degrees=True).as_matrix()
+        place[:3, 3] = np.array([40.0, 50.0, 60.0]) - 500.0 * place[:3, 2]
+        image = ProjectionSample("CarmImage", np.zeros((21, 21)), np.eye(4), EPOCH_NS, 0)
+        doubt = np.diag([0.0] * 3 + [sigma**2] * 3)
+        pair.append(taken_xray(Exposure("carm", imaging, image, place, doubt, detector, 0.0), 0))
+    one, other = pair
+    looked = looked_at(one.view, other.view)
+    assert looked == pytest.approx([40.0, 50.0, 60.0], abs=1e-6)
+    turn, shift = sigmas_at(pair_covariance((one, other), imaging), looked)
+    assert (turn, shift) == pytest.approx((np.radians(imaging.sigma_deg), np.hypot(0.5, imaging.sigma_mm)))
