@@ -16,6 +16,7 @@ from navsrv.guidance.alarms import AUDIO_PAUSE_MAX_S, RULES, AudioEvent, Conditi
 from navsrv.guidance.clearance import ClearanceEngine
 from navsrv.kernel.frames import REFERENCE
 from navsrv.kernel.samples import PoseSample
+from navsrv.pipeline.bystanders import Bystanders
 from navsrv.pipeline.inputs import (
     BytesIn,
     CommandIn,
@@ -88,8 +89,9 @@ class Pipeline:
         if setup.witness is not None:
             witness = self._link("Witness", setup.witness.source, Condition.REFERENCE_LOST)
             self._links[setup.witness.source, setup.witness.transform] = witness
-        self._bodies = {b.transform: self._remembering(b.transform, b.source) for b in setup.bodies}
+        self._bodies = {b.transform: self._remembering(f"the body {b.transform}", b.source) for b in setup.bodies}
         self._links.update({(b.source, b.transform): self._bodies[b.transform] for b in setup.bodies})
+        self._bystanders = Bystanders([*([] if witness is None else [witness]), *self._bodies.values()])
         self._watch = ReferenceWatch(setup, self._reference, witness)
         self._misses = MissWatch(setup.site.deadline_misses)
         self._rates: dict[tuple[str, str], RateWatch] = {}
@@ -239,6 +241,8 @@ class Pipeline:
                     link.add(sample)
                     if link is self._reference:
                         noticed += self._watched(sample, now_ns)
+                    else:
+                        noticed += self._bystanders.changes(now_ns)
         outputs: list[Output] = []
         for name, poses in of_tool.items():
             guide = self._guide_of[source, name]
@@ -272,7 +276,7 @@ class Pipeline:
         if max_age_ns is not None:
             self._expire(now_ns, max_age_ns)
         frame = guide.frame(now_ns, self._room, self._registrations)
-        changes = self._room.probes.changes(now_ns)
+        changes = self._room.probes.changes(now_ns) + self._bystanders.changes(now_ns)
         if not guide.notes and not changes:
             return [frame]
         notes, guide.notes = guide.notes, []

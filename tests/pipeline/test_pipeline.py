@@ -798,6 +798,42 @@ def test_the_reference_at_an_exposure_is_between_its_neighbours_or_refused(room:
     assert "away from the exposure" in room.command("reference_at", time_ns=str(stamp - 900 * MS)).value
 
 
+def test_a_body_that_no_tool_uses_is_logged_when_it_is_lost_and_found() -> None:
+    """Between images nobody asks for it; the log tells when it went, why, and when it came back."""
+    room = Room(
+        make_setup(
+            bodies=(ReferenceSetup("main", "GantryToTracker"),), witness=ReferenceSetup("main", "WitnessToTracker")
+        )
+    )
+
+    def told() -> list[tuple[str, str]]:
+        found = [(n.event, n.text) for n in room.notes if n.event.startswith("body_")]
+        room.outputs.clear()
+        return found
+
+    def see(**status: str) -> None:
+        room.wait(10)
+        room.read(*(room.pose(name, shifted(float(room.now_ns % 97)), said) for name, said in status.items()))
+
+    see(Gantry="OK", Witness="OK")
+    assert told() == [("body_found", "the body GantryToTracker is seen"), ("body_found", "Witness is seen")]
+    see(Gantry="OK", Witness="OK")
+    assert told() == []
+    # One sample between two frames is enough.
+    see(Gantry="OUT_OF_VIEW", Witness="OK")
+    assert told() == [("body_lost", "GantryToTracker: OUT_OF_VIEW")]
+    see(Gantry="MISSING", Witness="OK")
+    assert told() == []
+    see(Gantry="OK", Witness="OK")
+    assert told() == [("body_found", "the body GantryToTracker is seen")]
+    # Silence tells by itself, first of one that is old and then of one that is gone.
+    while room.pipeline.next_due_ns() < room.now_ns + 2_000 * MS and len(room.frames) < 12:
+        room.tick_when_due()
+    lost = told()
+    assert [event for event, _ in lost] == ["body_lost"] * 4
+    assert {text.split(":")[0] for _, text in lost} == {"the body GantryToTracker", "Witness"}
+
+
 # -- a setup that cannot work ----------------------------------------------------------------------------------
 
 
