@@ -1,8 +1,8 @@
 """Owns the shadow of a needle in one X-ray: a straight dark band, where its middle runs and where it ends.
 
-Ridges as wide as the needle's shadow can be (second derivatives, Lindeberg, IJCV 30:117, 1998) vote for lines (Hough);
-profiles across the best line give its course to parts of a pixel, and the depth of the shadow along it its ends.
-Which end is the tip, and which of several bands is the needle's, one picture does not say.  Refuses pictures without.
+Profiles across a rough band give its course to parts of a pixel, and the depth of the shadow along it its ends: where
+the metal ends, or only the picture of it, as at the rim of a round field, at a shutter and in clipped white.  Which end
+is the tip, and which of several bands is the needle's, one picture does not say.  Refuses pictures without a band.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d, map_coordinates
+from scipy.ndimage import gaussian_filter1d
 
+from navsrv.imaging.bands import MIN_WIDTHS, Band, find_bands
+from navsrv.imaging.field import blind_places, cut_off
 from navsrv.imaging.found import NeedleError, Why
 from navsrv.imaging.profiles import (
     METAL_SHARE,
@@ -28,22 +29,9 @@ from navsrv.imaging.profiles import (
 from navsrv.kernel.frames import Array
 from navsrv.kernel.projection import ProjectionModel
 
-RIDGE_SHARE: Final = 0.1
-"""Of the strongest ridges; weaker ones are no metal."""
-RIDGE_NOISES: Final = 8.0
-VOTES_DEG: Final = 1.0
-SAME_DEG: Final = 10.0
 SAME_LINE_DEG: Final = 3.0
-NEAR_WIDTHS: Final = 0.45
-"""Ridge points within so many widths of a line belong to it."""
 RIVAL: Final = 0.45
 """A second band that is this share as good as the best makes the picture ambiguous."""
-MOST_BANDS: Final = 6
-"""Candidates that are looked at: edges of shutters and tables may come before the needle."""
-GAP_WIDTHS: Final = 6.0
-"""A band may be broken so far, as by another shadow across it."""
-MIN_WIDTHS: Final = 6.0
-"""Shorter than so many widths, a band has no direction worth its name."""
 POINTS_APART: Final = 3.0
 """Neighbouring profiles share noise: of so many one counts, at most."""
 FLOOR_PX: Final = 0.1
@@ -55,6 +43,8 @@ BEFORE_WIDTHS: Final = 5.0
 STAY_WIDTHS: Final = 2.0
 """The shadow has ended where it stays away for so long."""
 WIDEST: Final = 1.4
+CUT_DEPTH: Final = 0.5
+"""What is darker than the needle's surroundings by this share of its depth, to the picture's edge, is no field."""
 UNSURE_WIDTHS: Final = 0.8
 """An end that is less sure than so many widths is none."""
 
@@ -87,7 +77,8 @@ class Radiograph:
 class End:
     """One end of a shadow: ``(column, row)``, one sigma along the band, and what the picture shows of it.
 
-    ``inside``: the end itself; ``clear``: nothing else as dark near it, so that it is the end of this needle.
+    ``inside``: the end itself, not where the picture, its field or its range of brightness cuts the needle off;
+    ``clear``: nothing else as dark near it, so that it is the end of this needle.
     """
 
     place_px: tuple[float, float]
@@ -150,8 +141,8 @@ def find_shadows(image: Radiograph, widths_px: tuple[float, float]) -> list[Shad
         No such band.
     """
     dark = _darkness(image)
-    ridges = _ridges(dark, widths_px)
-    measured = [_measured(dark, band, widths_px) for band in _bands(ridges, widths_px[1])]
+    blind = blind_places(dark, widths_px[1])
+    measured = [_measured(dark, blind, band, widths_px) for band in find_bands(dark, blind, widths_px)]
     shadows = sorted((s for s in measured if s is not None), key=lambda s: -s.length_px * s.quality)
     if not shadows:
         text = "no straight metal shadow of the needle's width; a bent one, one seen end on or two that touch cast none"
@@ -171,28 +162,6 @@ def _same(a: Shadow, b: Shadow) -> bool:
     return turned < np.sin(np.radians(SAME_LINE_DEG)) and beside < 0.5 * b.width_px
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ridges:
-    """Points of ridges: (N, 2) column and row, (N,) angle of the band there, (N,) strength."""
-
-    points: Array
-    angles: Array
-    strengths: Array
-
-
-_NO_RIDGES: Final = _Ridges(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Band:
-    """A rough line: middle and direction (2,), half its length, and its support."""
-
-    middle: Array
-    direction: Array
-    half_px: float
-    support: float
-
-
 def _darkness(image: Radiograph) -> NDArray[np.float32]:
     pixels = np.asarray(image.pixels, dtype=np.float32)
     if not np.isfinite(pixels).all() or float(np.ptp(pixels)) == 0.0:
@@ -202,124 +171,9 @@ def _darkness(image: Radiograph) -> NDArray[np.float32]:
     return result
 
 
-def _ridges(dark: NDArray[np.float32], widths_px: tuple[float, float]) -> _Ridges:
-    """Return the crests of dark ridges as wide as a needle, thinned to single points."""
-    sigma = 0.5 * float(np.sqrt(widths_px[0] * widths_px[1])) / np.sqrt(2.0) + 0.3
-    kernel = 2 * int(np.ceil(4.0 * sigma)) + 1
-    smooth = cv2.GaussianBlur(dark, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT)
-    gy, gx = np.gradient(smooth)
-    gxy, gxx = np.gradient(gx)
-    gyy = np.gradient(gy, axis=0)
-    half_trace, spread = 0.5 * (gxx + gyy), np.hypot(0.5 * (gxx - gyy), gxy)
-    # The smallest eigenvalue is the bend across a dark ridge; what bends the other way too is a spot or a saddle.
-    bend, other = half_trace - spread, half_trace + spread
-    strength = np.maximum(-bend - np.abs(other), 0.0) * sigma**2
-    across = 0.5 * np.arctan2(-2.0 * gxy, gyy - gxx)  # direction of the strongest bend
-    margin = int(np.ceil(2.0 * sigma))
-    strength[:margin] = strength[-margin:] = 0.0
-    strength[:, :margin] = strength[:, -margin:] = 0.0
-    nx, ny = np.cos(across), np.sin(across)
-    rows, columns = np.nonzero(strength > 0.0)
-    if not len(rows):
-        return _NO_RIDGES
-    height = strength[rows, columns]
-    noise = float(np.median(height)) / 0.6745
-    limit = max(RIDGE_NOISES * noise, RIDGE_SHARE * float(np.quantile(height, 0.999)))
-    keep = height > limit
-    rows, columns, height = rows[keep], columns[keep], height[keep]
-    crest = np.ones(len(rows), dtype=bool)
-    for way in (-1.0, 1.0):
-        beside = map_coordinates(strength, [rows + way * ny[rows, columns], columns + way * nx[rows, columns]], order=1)
-        crest &= height >= beside
-    rows, columns, height = rows[crest], columns[crest], height[crest]
-    # A ridge is dark against both sides; a step is so against one.
-    beside = [
-        map_coordinates(
-            smooth,
-            [rows + way * widths_px[1] * ny[rows, columns], columns + way * widths_px[1] * nx[rows, columns]],
-            order=1,
-            mode="nearest",
-        )
-        for way in (-1.0, 1.0)
-    ]
-    depth = smooth[rows, columns] - np.maximum(beside[0], beside[1])
-    keep = depth > 0.0
-    rows, columns, depth = rows[keep], columns[keep], depth[keep]
-    if not len(rows):
-        return _NO_RIDGES
-    points = np.column_stack([columns, rows]).astype(np.float64)
-    angles = np.mod(across[rows, columns] + np.pi / 2, np.pi)
-    return _Ridges(points, angles, np.minimum(depth, 2.0 * float(np.median(depth))))
-
-
-def _bands(ridges: _Ridges, width_px: float) -> list[_Band]:
-    """Return the straight bands by support, the best first; all that stand up to it."""
-    left = np.ones(len(ridges.points), dtype=bool)
-    bands: list[_Band] = []
-    while left.sum() >= MIN_WIDTHS * width_px and len(bands) < MOST_BANDS:
-        band, used = _best_band(ridges, left, width_px)
-        if band is None:
-            break
-        bands.append(band)
-        # What runs along the same line further out, or beside it, is the same needle.
-        offset = ridges.points - band.middle
-        across = np.abs(offset[:, 0] * band.direction[1] - offset[:, 1] * band.direction[0])
-        left &= ~used & (across > 0.8 * width_px)
-    return bands
-
-
-def _best_band(ridges: _Ridges, left: NDArray[np.bool_], width_px: float) -> tuple[_Band | None, NDArray[np.bool_]]:
-    points, angles, strengths = ridges.points[left], ridges.angles[left], ridges.strengths[left]
-    near = max(NEAR_WIDTHS * width_px, 1.5)
-    bins = round(180.0 / VOTES_DEG)
-    base = np.round(np.degrees(angles) / VOTES_DEG).astype(int)
-    radius = float(np.abs(points).max()) * 1.5
-    cells = int(np.ceil(2.0 * radius / near)) + 1
-    votes = np.zeros((bins, cells))
-    for turn in range(-4, 5):
-        bin_ = np.mod(base + turn, bins)
-        angle = np.radians(bin_ * VOTES_DEG)
-        rho = -np.sin(angle) * points[:, 0] + np.cos(angle) * points[:, 1]
-        np.add.at(votes, (bin_, ((rho + radius) / near).astype(int)), strengths)
-    votes[:, 1:] += votes[:, :-1].copy()
-    peak = np.unravel_index(int(votes.argmax()), votes.shape)
-    angle = float(np.radians(peak[0] * VOTES_DEG))
-    direction = np.array([np.cos(angle), np.sin(angle)])
-    middle = np.array([-np.sin(angle), np.cos(angle)]) * (float(peak[1]) * near - radius)
-    chosen = np.zeros(len(points), dtype=bool)
-    for _ in range(4):
-        offset = points - middle
-        across = offset[:, 1] * direction[0] - offset[:, 0] * direction[1]
-        turned = np.abs(np.mod(angles - np.arctan2(direction[1], direction[0]) + np.pi / 2, np.pi) - np.pi / 2)
-        chosen = (np.abs(across) <= near) & (turned < np.radians(SAME_DEG))
-        if chosen.sum() < MIN_WIDTHS:
-            return None, left
-        weight = strengths[chosen] / strengths[chosen].sum()
-        middle = weight @ points[chosen]
-        spread = (points[chosen] - middle).T * weight @ (points[chosen] - middle)
-        found = np.linalg.eigh(spread)[1][:, 1]
-        direction = found if found @ direction >= 0.0 else -found
-    along = (points - middle) @ direction
-    low, high, support = _longest_run(along[chosen], strengths[chosen], GAP_WIDTHS * width_px)
-    if high - low < MIN_WIDTHS * width_px:
-        return None, left
-    used = np.zeros(len(left), dtype=bool)
-    used[np.flatnonzero(left)[chosen]] = True
-    centre = middle + 0.5 * (low + high) * direction
-    return _Band(centre, direction, 0.5 * (high - low), support), used
-
-
-def _longest_run(along: Array, strengths: Array, gap: float) -> tuple[float, float, float]:
-    """Return (first, last, support) of the run of points with the most support between gaps."""
-    order = np.argsort(along)
-    places, weights = along[order], strengths[order]
-    cuts = np.flatnonzero(np.diff(places) > gap) + 1
-    runs = list(zip(np.split(places, cuts), np.split(weights, cuts), strict=True))
-    best, weight = max(runs, key=lambda run: float(run[1].sum()))
-    return float(best[0]), float(best[-1]), float(weight.sum())
-
-
-def _measured(dark: NDArray[np.float32], band: _Band, widths_px: tuple[float, float]) -> Shadow | None:
+def _measured(
+    dark: NDArray[np.float32], blind: NDArray[np.bool_], band: Band, widths_px: tuple[float, float]
+) -> Shadow | None:
     """Return the band's line and ends to parts of a pixel; None for one that is no metal of about the width."""
     middle, direction, half = band.middle, band.direction, band.half_px
     stations = np.arange(-half, half + 0.5, 1.0)
@@ -344,7 +198,7 @@ def _measured(dark: NDArray[np.float32], band: _Band, widths_px: tuple[float, fl
     design = np.column_stack([np.ones(int(good.sum())), stations[good]])
     covariance = np.linalg.inv(design.T @ design) * (rms**2 * _points_alike(residual))
     covariance += np.diag([FLOOR_PX**2 + bow**2 / 4.0, (FLOOR_PX / half) ** 2 + (2.0 * bow / half) ** 2])
-    ends = tuple(_end(dark, middle, direction, way, half, width) for way in (-1.0, 1.0))
+    ends = tuple(_end(dark, blind, middle, way * direction, half, width) for way in (-1.0, 1.0))
     length = float(np.hypot(*np.subtract(ends[1].place_px, ends[0].place_px)))
     above = without_background(profiles[good], t, 0.8 * width)
     depth = float(np.median(above[:, np.abs(t) <= 0.3 * width]))
@@ -385,12 +239,13 @@ def _straight(stations: Array, offsets: Array, weights: Array) -> tuple[float, f
     return float(level), float(slope), good
 
 
-def _end(dark: NDArray[np.float32], middle: Array, direction: Array, way: float, half: float, width: float) -> End:
-    """Return where the band ends, going ``way`` from the middle: where the shadow falls to half the depth it had.
+def _end(
+    dark: NDArray[np.float32], blind: NDArray[np.bool_], middle: Array, heading: Array, half: float, width: float
+) -> End:
+    """Return where the band ends, going from the middle: where the shadow falls to half the depth it had.
 
     The depth that it had is the median of the last few widths, because another shadow across it changes it.
     """
-    heading = way * direction
     rows, columns = dark.shape
     size = np.array([columns, rows]) - 1.0
     with np.errstate(divide="ignore"):
@@ -412,8 +267,11 @@ def _end(dark: NDArray[np.float32], middle: Array, direction: Array, way: float,
             noise = float(had.std()) / max(steep, 1e-6)
             last = profiles[max(n - before, 0) : max(n - stay // 2, 1)]
             background = float(np.median(last[:, np.abs(t) > 0.8 * width]))
+            if cut_off(dark, blind, place, heading, width, background + CUT_DEPTH * full):
+                break
             sigma = float(np.hypot(noise, END_FLOOR * width))
             clear = sigma < UNSURE_WIDTHS * width and not goes_on(dark, place, heading, width, background, full)
             return End((float(place[0]), float(place[1])), sigma, True, clear)
-    place = middle + reach * heading
+    else:
+        place = middle + reach * heading
     return End((float(place[0]), float(place[1])), float("inf"), False, False)

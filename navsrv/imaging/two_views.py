@@ -155,9 +155,9 @@ def _plainly_nearest(
     px_per_mm = _magnified(view, needle.tip_mm)
     reach = NEARER * float(np.hypot(*(view.project(needle.tip_mm) - point))) + AGREE_MM * px_per_mm
     for end in (end for shadow in alike if shadow is not own for end in shadow.ends):
-        # What goes on beyond its end may end anywhere near.
+        # What goes on beyond its end, or is cut off there, may end anywhere near.
         limit = reach if end.clear else max(reach, NEAR_MM * px_per_mm)
-        if end.inside and float(np.hypot(*(end.place_px - point))) <= limit:
+        if float(np.hypot(*(end.place_px - point))) <= limit:
             return False
     return True
 

@@ -67,6 +67,38 @@ def xray_of(
     return Radiograph(pixels, view)
 
 
+def in_round_field(image: Radiograph, rng: np.random.Generator) -> Radiograph:
+    """Return a picture as an intensifier's screen shows it: 8 bits, in a disc; black, noisy or grey outside."""
+    shown = _on_screen(image)
+    rows, columns = np.indices(shown.shape)
+    middle = 0.5 * (np.array(shown.shape) - 1.0) + rng.uniform(-4.0, 4.0, 2)
+    within = np.hypot(rows - middle[0], columns - middle[1]) < rng.uniform(0.40, 0.49) * len(shown)
+    outside = rng.choice([0.0, 110.0]) + rng.choice([0.0, 1.5]) * rng.normal(size=shown.shape)
+    return _of_screen(np.where(gaussian_filter(within * 1.0, 0.6) > 0.5, shown, outside), image.projection)
+
+
+def in_white(image: Radiograph, start_mm: Array, way: Array, rng: np.random.Generator) -> Radiograph:
+    """Return a picture in which the body ends at a point, and the air beyond, ``way`` from it, is clipped white."""
+    shown = _on_screen(image)
+    start, ahead = image.projection.project(start_mm), image.projection.project(start_mm + 5.0 * way)
+    turn = np.radians(rng.uniform(-40.0, 40.0))
+    normal = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ (ahead - start)
+    rows, columns = np.indices(shown.shape)
+    beyond = ((columns - start[0]) * normal[0] + (rows - start[1]) * normal[1]) / np.linalg.norm(normal)
+    lit = 255.0 / (1.0 + np.exp(-np.clip(beyond / rng.uniform(0.5, 6.0), -40.0, 40.0)))
+    return _of_screen(shown + lit, image.projection)
+
+
+def _on_screen(image: Radiograph) -> Array:
+    values = np.asarray(image.pixels, dtype=np.float64)
+    low, high = np.percentile(values, (0.1, 99.9))
+    return 25.0 + 215.0 * np.clip((values - low) / (high - low), 0.0, 1.0)
+
+
+def _of_screen(shown: Array, view: ProjectionModel) -> Radiograph:
+    return Radiograph(np.clip(np.round(shown), 0, 255).astype(np.uint8), view)
+
+
 def off(needle: FoundNeedle, tip: Array, axis: Array) -> float:
     """Return the squared error in units of the needle's own covariance: chi-square of five."""
     error = np.concatenate([needle.tip_mm - tip, needle.axis - axis])

@@ -11,10 +11,11 @@ import pytest
 
 from navsrv.imaging.found import FoundNeedle, NeedleError, Why
 from navsrv.imaging.in_volume import find_in_volume
+from navsrv.imaging.shadow import Radiograph
 from navsrv.imaging.two_views import find_in_views
 from navsrv.kernel.frames import Array, rotation_from_vector
 from simulators.world.imaging import SteelNeedle
-from tests.imaging.scenes import DIAMETER_MM, SMALL, across, bent, unit, volume, xray_of
+from tests.imaging.scenes import DIAMETER_MM, SMALL, across, bent, in_round_field, in_white, unit, volume, xray_of
 
 NEEDLE = tuple[Array, Array]
 
@@ -26,6 +27,8 @@ class Scene:
     steel: list[SteelNeedle]
     needles: list[NEEDLE]
     orbits: tuple[float, float]
+    shown: Callable[[Radiograph], Radiograph] = lambda image: image
+    """What the screen makes of a picture."""
 
 
 def start(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, float]]:
@@ -117,6 +120,39 @@ def along_the_beam(rng: np.random.Generator) -> Scene:
     return Scene([shaft(tip, axis, 90.0)], [(tip, axis)], orbits)
 
 
+def round_field(rng: np.random.Generator) -> Scene:
+    """The shaft leaves the disc at different places in the two pictures."""
+    tip, axis, orbits = start(rng)
+    return Scene([shaft(tip, axis)], [(tip, axis)], orbits, lambda image: in_round_field(image, rng))
+
+
+def white_air(rng: np.random.Generator) -> Scene:
+    """The shaft goes from the body into air that is clipped white, nearer the tip in one picture than in the other."""
+    tip, axis, orbits = start(rng)
+    return Scene(
+        [shaft(tip, axis)],
+        [(tip, axis)],
+        orbits,
+        lambda image: in_white(image, tip - rng.uniform(40.0, 80.0) * axis, -axis, rng),
+    )
+
+
+def tip_beyond_field(rng: np.random.Generator) -> Scene:
+    """The tip is beyond the rim; the shaft crosses the disc's middle, so that it leaves at one place in both."""
+    tip, axis, orbits = start(rng)
+    tip = 0.1 * tip + 75.0 * axis
+    steel = shaft(tip, axis, rng.choice([100.0, 150.0]))
+    return Scene([steel], [(tip, axis)], orbits, lambda image: in_round_field(image, rng))
+
+
+def tip_in_white(rng: np.random.Generator) -> Scene:
+    """The shaft fades into white at one point of it in both pictures, as if that were its tip."""
+    tip, axis, orbits = start(rng)
+    tip = tip + 40.0 * axis
+    fades = tip - 35.0 * axis
+    return Scene([shaft(tip, axis)], [(tip, axis)], orbits, lambda image: in_white(image, fades, axis, rng))
+
+
 RIGHT = "right"
 REFUSED = {Why.TOUCHING, Why.SEVERAL, Why.DISAGREE, Why.NO_NEEDLE}
 TABLE = {
@@ -131,6 +167,10 @@ TABLE = {
     screw_only: ({Why.TOUCHING, Why.NO_NEEDLE},) * 2,
     lead_over_tip: (REFUSED | {RIGHT},) * 2,
     tip_outside: ({Why.NO_NEEDLE, Why.DISAGREE},) * 2,
+    round_field: ({RIGHT},) * 2,
+    white_air: ({RIGHT},) * 2,
+    tip_beyond_field: ({Why.NO_NEEDLE},) * 2,
+    tip_in_white: ({Why.NO_NEEDLE},) * 2,
     along_the_beam: ({Why.NO_NEEDLE, Why.TOUCHING, Why.DISAGREE},) * 2,
 }
 """What may come of each scene: without a point, and with one near a needle's tip."""
@@ -141,7 +181,7 @@ def test_two_views_give_the_needle_or_the_reason(make: Callable[[np.random.Gener
     for seed in range(2):
         rng = np.random.default_rng((seed, 11))
         scene = make(rng)
-        images = [xray_of(orbit, scene.steel, rng, SMALL) for orbit in scene.orbits]
+        images = [scene.shown(xray_of(orbit, scene.steel, rng, SMALL)) for orbit in scene.orbits]
         alone, pointed = TABLE[make]
         heading = scene.needles[0][1] if scene.needles else unit(0.1, -0.9, 0.4)
         assert outcome(partial(find_in_views, images, DIAMETER_MM, None, heading), scene.needles[:1]) in alone
