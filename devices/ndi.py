@@ -27,7 +27,7 @@ from devices.ndi_protocol import (
     decode_tx,
     encode_command,
 )
-from devices.ndi_readings import NdiCounts, NdiSpec, Sampler
+from devices.ndi_readings import NdiCounts, NdiSpec, Sampler, changes
 from devices.ndi_startup import Command, StartUp, Unexpected
 from devices.ndi_states import STATES, State
 from devices.source import Break, Effect, Send, SetLine
@@ -65,6 +65,7 @@ class NdiTracker:
         self._sampler = Sampler(spec, counts)
         self._framer = ReplyFramer()
         self._effects: list[Effect] = []
+        self._notices: list[str] = []
         self._queue: deque[Command] = deque()
         self._asked: Command | None = None
         self._deadline_ns: int | None = None
@@ -116,6 +117,13 @@ class NdiTracker:
         effects = list(self._effects)
         self._effects.clear()
         return effects
+
+    def take_notices(self) -> list[str]:
+        """Return what the log must say: faults that the device reports and their end, tools that are not used."""
+        notices = [*self._startup.notices, *self._notices]
+        self._startup.notices.clear()
+        self._notices.clear()
+        return notices
 
     def next_due_ns(self) -> int | None:
         """Return the monotonic time at which ``tick`` is needed, None when only bytes matter."""
@@ -244,6 +252,7 @@ class NdiTracker:
         self._asked = None
         decoded = self._decoded(reply)
         self._trouble = self._restarts = 0
+        self._notices += changes(self.system, decoded.system)
         self.system = decoded.system
         samples = []
         for reading in decoded.handles:
@@ -252,7 +261,7 @@ class NdiTracker:
                 self.counts.unknown_handles += 1
                 continue
             self.readings[tool.name] = reading
-            sample = self._sampler.sample(tool, reading, received_ns, wall_ns)
+            sample = self._sampler.sample(tool, reading, decoded.system, received_ns, wall_ns)
             if sample is not None:
                 samples.append(sample)
         # The device says it once: after a reply that was lost, a tool that lacks may have been plugged in unnoticed.

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from devices.clock import SourceClock
-from devices.ndi_protocol import BAUD_CODES, HandleReading, HandleState, Port
+from devices.ndi_protocol import BAUD_CODES, SYSTEM_WORDS, HandleReading, HandleState, Port, System
 from devices.ndi_rom import RomFile
 from devices.openigtlink import MAX_TRANSLATION_MM, parse_transform_name
 from navsrv.kernel.errors import InputError
@@ -25,6 +25,8 @@ QUATERNION_SLACK: Final = 0.01
 BAD_FIT: Final = 0x01
 TOO_FEW_MARKERS: Final = 0x02
 MODES: Final = "SDB"
+MOMENTARY: Final = System.PORT_OCCUPIED | System.PORT_UNOCCUPIED | System.HARDWARE_CHANGE
+"""Bits of the system's status that tell of an event, not of a fault that lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,13 @@ class Sampler:
         self._anchor_frame = None
         self.clock.forget()
 
-    def sample(self, tool: NdiTool, reading: HandleReading, received_ns: int, wall_ns: int) -> PoseSample | None:
-        """Return the sample of a reading, None when it is of a frame that was seen before."""
+    def sample(
+        self, tool: NdiTool, reading: HandleReading, system: System, received_ns: int, wall_ns: int
+    ) -> PoseSample | None:
+        """Return the sample of a reading, None when it is of a frame that was seen before.
+
+        ``system`` is the device's own status in the same reply: what it measures with broken hardware is no pose.
+        """
         stamp = None
         if reading.frame is not None:
             stamp = self._stamp(reading.frame, received_ns, wall_ns)
@@ -167,6 +174,8 @@ class Sampler:
                 self.counts.repeated += 1
                 return None
         reason = why_not(reading, self.spec)
+        if not reason and system & System.HARDWARE_FAILURE:
+            reason = f"the tracker reports a {SYSTEM_WORDS[System.HARDWARE_FAILURE]}"
         if self.jumped:
             # Every tool of this read: the pose may be old, and the next one has to confirm it.
             reason = f"the tracker's frame numbers left our clock at {self.spec.rate_hz:g} Hz"
@@ -251,6 +260,12 @@ def why_not(reading: HandleReading, spec: NdiSpec) -> str:
     if not reading.error_mm <= spec.max_error_mm:
         return f"residual of its markers {reading.error_mm:.2f} mm, more than {spec.max_error_mm:g} mm"
     return ""
+
+
+def changes(before: System, now: System) -> list[str]:
+    """Return in words what the device's status says now that it did not say before, and which faults are over."""
+    told = [words for bit, words in SYSTEM_WORDS.items() if bit & now & ~before]
+    return told + [f"{words}: over" for bit, words in SYSTEM_WORDS.items() if bit & before & ~now & ~MOMENTARY]
 
 
 def _pose(tool: NdiTool, reading: HandleReading) -> tuple[Rigid | None, str]:

@@ -39,6 +39,8 @@ class StartUp:
     def __init__(self, spec: NdiSpec, queue: deque[Command], effects: list[Effect]) -> None:
         self.spec = spec
         self.left_out: dict[int, str] = {}
+        self.notices: list[str] = []
+        """What the log must say of tools that are not used; whoever tells it clears it."""
         self._queue, self._effects = queue, effects
         self._roms: dict[int, NdiTool] = {}
         self._wired: dict[int, NdiTool] = {}
@@ -129,7 +131,11 @@ class StartUp:
             self._queue.append(Command("PHSR:02", self._prepare_all))
 
     def _leave_out(self, handle: int) -> Callable[[int], None]:
-        return lambda number: self.left_out.update({handle: error_words(number)})
+        return lambda number: self._not_used(handle, error_words(number))
+
+    def _not_used(self, handle: int, why: str) -> None:
+        self.left_out[handle] = why
+        self.notices.append(f"the wired tool at port handle {handle:02X} is not used: {why}")
 
     def _enable_all(self, reply: str) -> None:
         for handle, _ in decode_phsr(reply):
@@ -151,7 +157,7 @@ class StartUp:
                     self._wired[handle] = tool
                     self._enable(handle, tool)
                     return
-            self.left_out[handle] = f"part number {part!r}, serial number {serial!r}: not in the configuration"
+            self._not_used(handle, f"part number {part!r}, serial number {serial!r}: not in the configuration")
 
         return done
 

@@ -68,6 +68,9 @@ class PoseSource(Protocol):
     def take_effects(self) -> list[Effect]:
         """Return what the shell must do now, in order, and forget it."""
 
+    def take_notices(self) -> list[str]:
+        """Return what the device said of itself that the log must say, in order, and forget it."""
+
 
 class UnaskedSource:
     """The face of a driver whose device speaks unasked and is never answered: besides ``feed`` it does nothing."""
@@ -87,4 +90,8 @@ class UnaskedSource:
 
     def take_effects(self) -> list[Effect]:
         """Nothing is ever to be done."""
+        return []
+
+    def take_notices(self) -> list[str]:
+        """It says nothing of itself."""
         return []

@@ -155,6 +155,8 @@ class Shell:
                 self.device.fail(name, error)
             case {"do": "garble", "count": int(count)}:
                 self.device.garble(count)
+            case {"do": "report", "status": int(status)}:
+                self.device.report(status)
             case {"do": "reset"}:
                 self._everywhere(self.device.reset())
             case _:
@@ -226,6 +228,7 @@ def arguments() -> Parser:
         "  navsrv simulate ndi --port 8765 --camera vega --case sacrum --seed 7\n\n"
         + ORDERS
         + '  {"do":"fail","command":"PINIT","error":19}    answer the next PINIT with ERROR13\n'
+        '  {"do":"report","status":16}  in every reply: 1 sync, 2 infrared, 4 CRC, 8 recoverable, 16 hardware\n'
         '  {"do":"garble","count":2}  {"do":"reset"}  {"do":"stop"}    plug and unplug only with --wired',
     )
     add_stage(parser)

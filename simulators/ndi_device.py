@@ -92,6 +92,7 @@ class Device:
         self._handles: dict[int, Handle] = {}
         self._next = 0x0A
         self._system = 0
+        self._broken = 0
         self._plugged = dict.fromkeys(tools, wired)
         self._line = bytearray()
         self._fail: dict[str, list[int]] = {}
@@ -125,6 +126,12 @@ class Device:
     def garble(self, count: int) -> None:
         """Damage the next replies."""
         self._garble += count
+
+    def report(self, status: int) -> None:
+        """Say these bits of the system's status in every reply from now on, until told otherwise."""
+        if not 0 <= status <= 0x3F:
+            raise InputError(f"status {status}: expected bits 01 to 20 of the system's status")
+        self._broken = status
 
     def reset(self) -> bytes:
         """Begin again as after a break or a loss of power; return what the device sends then."""
@@ -390,7 +397,7 @@ class Device:
         return Seen(number, state, matrix, shown.error_mm or ERROR_MM, status, self.reported, nibbles[:20], info)
 
     def _take_system(self) -> int:
-        system, self._system = self._system, 0
+        system, self._system = self._system | self._broken, 0
         return system
 
     def _handle(self, text: str) -> Handle:

@@ -211,6 +211,8 @@ class Pipeline:
         tail: list[Output] = [*driver.effects(), *ended]
         for device, stamp_ns, body in driver.readings():
             tail += self._room.probes.take_from(item.source, device, stamp_ns, body, item.received_ns)
+        for text in source.take_notices():
+            tail.append(Note(item.received_ns, "source_notice", f"source {item.source}: {text}", {}))
         if source.jumped:
             text = f"the clock of source {item.source} jumped"
             self._room.tell(Present(Condition.CLOCK_JUMP, item.source, text))

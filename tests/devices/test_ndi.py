@@ -413,6 +413,37 @@ def test_an_answer_of_another_form_ends_the_session(command: str, answer: str) -
     assert s.tracker.state is State.FAILED
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0x01, "communication synchronisation error"),
+        (0x02, "too much infrared light"),
+        (0x04, "communication CRC error"),
+        (0x08, "recoverable processing exception"),
+        (0x10, "hardware failure"),
+    ],
+)
+def test_a_fault_of_the_system_is_told_once_and_when_it_is_over(status: int, words: str) -> None:
+    system, number = iter([0, status, status, 0, 0]), [0]
+
+    def answer(_: str) -> bytes:
+        number[0] += 1
+        return bx([(0x0A, number[0])], system=next(system, 0))
+
+    s = session(BX=answer)
+    told: list[str] = []
+
+    def five(s: Script) -> bool:
+        told.extend(s.tracker.take_notices())
+        return len(s.samples) == 5
+
+    s.run(five)
+    assert told == [words, f"{words}: over"]
+    broken = status == System.HARDWARE_FAILURE
+    assert [x.pose is None for x in s.samples] == [False, broken, broken, False, False]
+    assert s.samples[1].reason == ("NeedleToTracker: the tracker reports a hardware failure" if broken else "")
+
+
 def test_stamps_are_the_first_receipt_and_frames_over_the_rate() -> None:
     s = session(BX=frames(100, 3))
     s.run(lambda s: len(s.samples) == 5)
@@ -674,6 +705,10 @@ def test_a_handle_that_was_freed_is_another_tools() -> None:
     s.run(lambda s: s.counts.unknown_handles == 3)
     assert len(s.samples) == 2
     assert "OTHER" in s.tracker.left_out[0x0A]
+    not_used, plugged = s.tracker.take_notices()
+    assert not_used.startswith("the wired tool at port handle 0A is not used: part number 'OTHER'")
+    assert plugged == "a tool was plugged in"
+    assert s.tracker.take_notices() == []
 
 
 def test_a_handle_that_was_left_out_may_become_the_tool() -> None:

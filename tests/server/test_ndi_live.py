@@ -64,6 +64,11 @@ def blocked(server: LiveServer, simulator: Simulator) -> None:
     lost = server.frame(lambda f: f["state"] == "LOST" and "not in view" in f["reason"])
     assert lost["tip_ct_mm"] is None
     seen(server)
+    simulator.tell(do="report", status=0x10)
+    broken = server.frame(lambda f: f["state"] == "LOST" and "the tracker reports a hardware failure" in f["reason"])
+    assert broken["tip_ct_mm"] is None
+    simulator.tell(do="report", status=0)
+    seen(server)
     simulator.tell(do="reset")
     restarts = 'source="main",what="restarts"'
     while metric(server, "navsrv_source_samples", restarts) < 1.0:
