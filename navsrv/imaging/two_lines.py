@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from navsrv.imaging.found import NeedleError, Why
 from navsrv.imaging.shadow import Shadow
 from navsrv.kernel.frames import Array, rotation_from_vector, skew
 from navsrv.kernel.projection import ProjectionModel
@@ -71,13 +72,19 @@ class TwoShadows:
         return np.array(found)
 
     def solve(self, start: NeedleFit) -> NeedleFit:
-        """Return the needle of least weighted squares (Gauss-Newton)."""
+        """Return the needle of least weighted squares (Gauss-Newton).
+
+        Raises
+        ------
+        NeedleError
+            No needle is near what the shadows show: the steps run off.
+        """
         tip, axis = start.tip_mm, start.axis
         for _ in range(STEPS):
             basis = across_of(axis)
             jacobian = self._jacobian(tip, axis, basis)
             normal = jacobian.T @ self._weight @ jacobian
-            step = np.linalg.solve(normal, -jacobian.T @ self._weight @ self.residual(tip, axis))
+            step = _solved(normal, -jacobian.T @ self._weight @ self.residual(tip, axis))
             tip = tip + step[:3]
             axis = axis + basis @ step[3:]
             axis = axis / np.linalg.norm(axis)
@@ -168,6 +175,16 @@ class TwoShadows:
             ahead, behind = self.residual(tip + move, axis + turn), self.residual(tip - move, axis - turn)
             columns.append((ahead - behind) / (2.0 * step))
         return np.column_stack(columns)
+
+
+def _solved(normal: Array, right: Array) -> Array:
+    try:
+        step = np.asarray(np.linalg.solve(normal, right), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        step = np.full(len(right), np.nan)
+    if not np.isfinite(step).all():
+        raise NeedleError(Why.DISAGREE, "no straight needle casts the shadows of both views: another, or a bent one")
+    return step
 
 
 def across_of(axis: Array) -> Array:

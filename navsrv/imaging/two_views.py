@@ -178,15 +178,22 @@ def triangulate(
         text = f"the planes through the needle and the two sources meet at {angle:.0f} degrees only"
         raise NeedleError(Why.PARALLEL, f"{text}; at least {MIN_PLANES_DEG:g} needed: turn the C-arm")
     axis = cross / np.linalg.norm(cross)
-    candidates = []
+    candidates: list[tuple[TwoShadows, NeedleFit]] = []
+    faults: list[NeedleError] = []
     for which in product((0, 1), repeat=2):
         ends = [shadow.ends[n] for shadow, n in zip(shadows, which, strict=True)]
         if all(end.inside for end in ends):
             problem = TwoShadows(views, shadows, which)
-            fit = problem.solve(started(views, problem.ends_px, axis))
+            try:
+                fit = problem.solve(started(views, problem.ends_px, axis))
+            except NeedleError as fault:
+                faults.append(fault)
+                continue
             hub = _hubwards(views, shadows, which, fit)
             candidates.append((problem, NeedleFit(fit.tip_mm, fit.axis if fit.axis @ hub < 0.0 else -fit.axis)))
     if not candidates:
+        if faults:
+            raise faults[0]
         raise NeedleError(Why.NO_NEEDLE, "the needle's tip is not in both pictures")
     variances = (doubt or ViewDoubt()).variances
     agreeing = [

@@ -190,6 +190,14 @@ def test_two_views_give_the_needle_or_the_reason(make: Callable[[np.random.Gener
             assert outcome(partial(find_in_views, images, DIAMETER_MM, None, axis, near), [(tip, axis)]) in pointed
 
 
+def test_ends_that_no_needle_joins_are_passed_over() -> None:
+    """Of this bow's ends, one picture's point with the other's hub lead the fit away without end."""
+    rng = np.random.default_rng((110, 11))
+    scene = bowed(rng)
+    images = [xray_of(orbit, scene.steel, rng, SMALL) for orbit in scene.orbits]
+    assert outcome(partial(find_in_views, images, DIAMETER_MM, None, scene.needles[0][1]), scene.needles) is Why.BENT
+
+
 def outcome(find: Callable[[], FoundNeedle], asked: list[NEEDLE]) -> str | Why:
     """Return what came of a search for one needle: right, wrong, or why it was refused."""
     try:
