@@ -161,7 +161,7 @@ class OpenIgtLinkSource(UnaskedSource):
         samples: list[PoseSample] = []
         self.readings = [(m.device, self._stamp(m.timestamp), m.body) for m in messages if isinstance(m.body, Sensor)]
         for message in messages:
-            for name, matrix in _poses(message):
+            for name, matrix in poses_of(message):
                 sample = self._sample(message, name, matrix, received_ns, wall_ns)
                 if sample is not None:
                     samples.append(sample)
@@ -286,7 +286,7 @@ def _pose(frames: tuple[Frame, Frame], matrix: Array) -> tuple[Rigid | None, str
     return pose, ""
 
 
-def _poses(message: Message) -> list[tuple[str, Array]]:
+def poses_of(message: Message) -> list[tuple[str, Array]]:
     """Return (name on the wire, (4, 4) matrix) of each pose that a message carries."""
     body = message.body
     match body:

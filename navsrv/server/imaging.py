@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from devices.openigtlink import encode_hello, tracking_of
+from devices.openigtlink import MAX_TRANSLATION_MM, encode_hello, poses_of, tracking_of
 from navsrv.kernel.errors import RemoteProtocolError
-from navsrv.kernel.frames import rotation_defect
+from navsrv.kernel.frames import Array, rotation_defect
 from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
 from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.half_open import notice_half_open
@@ -59,6 +59,7 @@ class DeviceListener:
         self._imaging = config.imaging
         self._pushed = [name for name, t in config.trackers.items() if t.connect == "listener"]
         self._source_of = _sources_by_name(config, self._pushed)
+        self._device_of = _imaging_by_name(config)
         self._placing = placing
         self._on_arrival, self._on_bytes, self._on_link, self._on_note = on_arrival, on_bytes, on_link, on_note
         self._probed = {p.device for p in config.probes.values() if not p.tracker} if on_sensor is not None else set()
@@ -123,11 +124,9 @@ class DeviceListener:
             writer.close()
 
     def _message(self, message: Message, received_ns: int, wall_ns: int, device: _Device) -> None:
+        if isinstance(message.body, _POSES) and self._imaging_poses(message, wall_ns):
+            return
         for source, imaging in self._imaging.items():
-            own = (imaging.detector,) if imaging.tracker else (imaging.pose, imaging.detector)
-            if message.device in own and isinstance(message.body, Transform):
-                self._pose(message, wall_ns, imaging.trusted)
-                return
             by_igtl = imaging.connect == "openigtlink"
             if by_igtl and message.device == imaging.image and isinstance(message.body, Image):
                 self._image(source, imaging, message, received_ns, wall_ns)
@@ -188,18 +187,31 @@ class DeviceListener:
             self._on_link(source, "another connection sends its poses now")
             older.close()
 
-    def _pose(self, message: Message, wall_ns: int, trusted: bool) -> None:
-        assert isinstance(message.body, Transform)
+    def _imaging_poses(self, message: Message, wall_ns: int) -> bool:
+        """Take the poses of imaging devices that a message carries; say whether nobody else waits for any of it."""
+        mine = others = False
+        for name, matrix in poses_of(message):
+            source = self._device_of.get(name)
+            if source is None:
+                others = True
+            else:
+                mine = True
+                self._pose(message, name, matrix, source, wall_ns)
+        return mine and not others
+
+    def _pose(self, message: Message, name: str, matrix: Array, source: str, wall_ns: int) -> None:
         stamp = message.time_ns or wall_ns
-        tracking, reason = tracking_of(message, message.device, "imaging.<name>.trusted" if not trusted else None)
+        trust_key = None if self._imaging[source].trusted else f"imaging.{source}.trusted"
+        tracking, reason = tracking_of(message, name, trust_key)
         if tracking is not Tracking.OK:
-            self._placing.lose(message.device, stamp, reason)
+            self._placing.lose(name, stamp, reason)
             return
-        if rotation_defect(message.body.matrix[:3, :3]) > 1e-3:
-            text = f"{message.device}: the matrix is not a rigid motion"
-            self._placing.lose(message.device, stamp, text, "poses_not_rigid")
+        far = not np.abs(matrix[:3, 3]).max() <= MAX_TRANSLATION_MM  # what is no number is far too
+        if far or rotation_defect(matrix[:3, :3]) > 1e-3:
+            fault = f"more than {MAX_TRANSLATION_MM / 1e3:.0f} m away" if far else "the matrix is not a rigid motion"
+            self._placing.lose(name, stamp, f"{name}: {fault}", "poses_not_rigid")
             return
-        self._placing.give(message.device, stamp, message.body.matrix)
+        self._placing.give(name, stamp, matrix)
 
     def _image(self, source: str, imaging: ImagingConfig, message: Message, received_ns: int, wall_ns: int) -> None:
         assert isinstance(message.body, Image)
@@ -214,6 +226,16 @@ class DeviceListener:
         else:
             image = ProjectionSample(imaging.image, voxels[0], np.array(matrix), stamp, received_ns)
         self._on_arrival(Arrival(source, imaging, image))
+
+
+def _imaging_by_name(config: Config) -> dict[str, str]:
+    """Return the imaging source of each pose that comes to the devices port; the first that names it says its trust."""
+    found: dict[str, str] = {}
+    for source, imaging in config.imaging.items():
+        own = (imaging.detector,) if imaging.tracker else (imaging.pose, imaging.detector)
+        for name in filter(None, own):
+            found.setdefault(name, source)
+    return found
 
 
 def _sources_by_name(config: Config, pushed: list[str]) -> dict[str, str]:
