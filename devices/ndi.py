@@ -217,7 +217,11 @@ class NdiTracker:
         self._trouble = 0
         self._asked = None
         if asked.done is None and reply.text != "OKAY":
-            raise self._fault(RemoteProtocolError(f"{asked.text[:16]} was answered {reply.text[:40]!r}, expected OKAY"))
+            if not reply.is_warning:
+                what = f"{asked.text[:16]} was answered {reply.text[:40]!r}, expected OKAY"
+                raise self._fault(RemoteProtocolError(what))
+            about = f" ({asked.about})" if asked.about else ""
+            self._notices.append(f"{asked.text[:8]}{about} was answered {reply.text}, which is no error; it goes on")
         if asked.name == "COMM":
             self._not_before_ns = received_ns + SETTLE_NS
         if asked.done is not None:

@@ -22,6 +22,7 @@ _TRANSFORM: Final = struct.Struct("<8f")
 _STATUS: Final = struct.Struct("<II")
 _MARKER_BYTES: Final = 10
 _TX_POSE: Final = re.compile(r"([+-]\d{5})" * 4 + r"([+-]\d{6})" * 3 + r"([+-]\d{5})")
+_WARNING: Final = re.compile(r"WARNING[0-9A-Fa-f]{0,4}")
 _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
 
 
@@ -147,6 +148,11 @@ class Text:
             return None
         digits = self.text[5:7]
         return int(digits, 16) if _HEX.fullmatch(digits) else 0
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the device did what it was told and warns of something: the word, and a number on newer devices."""
+        return _WARNING.fullmatch(self.text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -399,6 +399,16 @@ def test_an_error_to_any_command_ends_the_session(command: str) -> None:
         s.run(lambda s: False)
 
 
+@pytest.mark.parametrize("warning", ["WARNING", "WARNING05"])
+def test_a_warning_is_told_and_ends_nothing(warning: str) -> None:
+    s = session(PINIT=warning)
+    s.run(lambda s: bool(s.samples))
+    words = f"PINIT:0A (NeedleToTracker, needle.rom) was answered {warning}, which is no error; it goes on"
+    assert s.tracker.take_notices() == [words]
+    with pytest.raises(RemoteProtocolError, match="expected OKAY"):
+        session(PINIT="WARNINGS").run(lambda s: False)
+
+
 def test_an_error_that_nobody_documented_is_told_too() -> None:
     s = session(INIT="ERROR7E")
     with pytest.raises(DeviceError, match="ERROR7E, an error that is not documented"):
