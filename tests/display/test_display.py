@@ -237,13 +237,13 @@ def test_a_still_image_an_insert_and_temperatures_say_what_they_are() -> None:
             await browser.wait_for("navsrv.shown.state === 'SNAPSHOT'")
             still = await browser.wait_for("document.querySelector('#still:not([hidden])')?.innerText")
             assert still == "image at 12:34 · not live"
-            card = await browser.evaluate("document.querySelector('#state').innerText")
+            card = await browser.wait_for("!navsrv.shown.fault && document.querySelector('#state').innerText")
             assert "SNAPSHOT" in card
             assert "image at 12:34; registration unverified: 4 mm off" in card
             assert "1 min 34 s ago" in card
             assert await browser.evaluate("document.querySelector('#tool-name').innerText") == "Needle · Probe 15G"
-            probes = await browser.evaluate(
-                "[...document.querySelectorAll('#temperatures li')].map(li => li.innerText)"
+            probes = await browser.wait_for(
+                "!navsrv.shown.fault && [...document.querySelectorAll('#temperatures li')].map(li => li.innerText)"
             )
             assert [text.split("\n") for text in probes] == [["Nerve", "43.4 °C"], ["Skin", "unknown, 4 s old"]]
 
@@ -278,8 +278,8 @@ def test_alarms_show_priority_text_action_and_flash_as_the_servers_table_says() 
                     alarm_of("fault", "high", "acknowledged", "Seen"),
                 ]
             }
-            await browser.wait_for("navsrv.shown.alarms.length === 4")
-            shown = await browser.evaluate("""[...document.querySelectorAll('.alarm')].map((node) => ({
+            shown = await browser.wait_for("""navsrv.shown.alarms.length === 4 &&
+                [...document.querySelectorAll('.alarm')].map((node) => ({
                 text: node.querySelector('.alarm-text').textContent,
                 action: node.querySelector('.alarm-action').textContent,
                 mark: node.querySelector('.alarm-mark').textContent,
@@ -305,7 +305,7 @@ def test_what_is_inactive_is_seen_and_can_be_ended() -> None:
             server.frame = server.valid() | held
             server.frame["registration"] |= {"state": "unverified"}
             await browser.wait_for("navsrv.shown.exceptions.includes('B') && navsrv.shown.audio === 'AUDIO PAUSED'")
-            words = await browser.evaluate("document.body.innerText")
+            words = await browser.wait_for("!navsrv.shown.fault && document.body.innerText")
             assert "No alarms for B planned (display)" in " ".join(words.split())
             assert "AUDIO PAUSED 1:01" in words
             assert "TOOL PARKED" in words
