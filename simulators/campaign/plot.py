@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+ACROSS: Final = 4
 WIDTH: Final = 360
 HEIGHT: Final = 240
 LEFT: Final = 44
@@ -33,15 +34,16 @@ class Panel:
 
 
 def svg_of(panels: Sequence[Panel]) -> str:
-    """Return the panels side by side."""
-    width = WIDTH * len(panels)
+    """Return the panels in rows of at most ``ACROSS``."""
+    width, height = WIDTH * min(len(panels), ACROSS), HEIGHT * -(-len(panels) // ACROSS)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         ' font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{HEIGHT}" fill="white"/>',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for i, panel in enumerate(panels):
-        parts += [f'<g transform="translate({i * WIDTH},0)">', *_panel(panel), "</g>"]
+        row, column = divmod(i, ACROSS)
+        parts += [f'<g transform="translate({column * WIDTH},{row * HEIGHT})">', *_panel(panel), "</g>"]
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -74,7 +76,7 @@ def _panel(panel: Panel) -> list[str]:
     step = (panel.high - panel.low) / 6.0
     for tick in np.arange(panel.low, panel.high + 1e-9, step).tolist():
         where = f'x="{x_of(tick):.1f}" y="{bottom + 15}" text-anchor="middle" fill="#555"'
-        parts.append(f"<text {where}>{round(tick, 2):g}</text>")
+        parts.append(f"<text {where}>{round(tick, 2) + 0.0:g}</text>")
     if panel.mark is not None:
         at = x_of(panel.mark)
         parts.append(

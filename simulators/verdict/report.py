@@ -146,15 +146,18 @@ def as_svg(records: list[Record]) -> str:
     def figures(name: str, good: bool) -> list[float]:
         return [r["figures"][name] for r in seen if r["good"] is good and name in r["figures"]]
 
-    panels = [Panel("Error, starts below 20 mm", "mTRE over the bone, mm (last bar: more)", near, 0.0, 3.0)]
-    for name, label, limit in (
+    asked = (
         ("score", "score", limits.score[0]),
         ("margin", "lead over the next place", limits.margin[0]),
         ("sharpness", "sharpness", limits.sharpness[0]),
-    ):
-        for good in (True, False):
+    )
+    panels = []
+    for good in (True, False):
+        for name, label, limit in asked:
             title = f"{label.capitalize()}, {'good' if good else 'bad'} results"
             panels.append(Panel(title, f"{label} (below the limit: red)", figures(name, good), -0.2, 1.0, limit))
+        if good:
+            panels.append(Panel("Error, starts below 20 mm", "mTRE over the bone, mm (last bar: more)", near, 0.0, 3.0))
     return svg_of(panels)
 
 
