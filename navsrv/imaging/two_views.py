@@ -194,7 +194,9 @@ def triangulate(
     if not candidates:
         if faults:
             raise faults[0]
-        raise NeedleError(Why.NO_NEEDLE, "the needle's tip is not in both pictures")
+        raise NeedleError(
+            Why.NO_NEEDLE, "the needle's tip is not in both pictures, or is at a field's rim or white air"
+        )
     variances = (doubt or ViewDoubt()).variances
     agreeing = [
         (p, f)

@@ -67,26 +67,42 @@ def xray_of(
     return Radiograph(pixels, view)
 
 
-def in_round_field(image: Radiograph, rng: np.random.Generator) -> Radiograph:
+def in_round_field(image: Radiograph, rng: np.random.Generator, noisy_grey: bool = False) -> Radiograph:
     """Return a picture as an intensifier's screen shows it: 8 bits, in a disc; black, noisy or grey outside."""
     shown = _on_screen(image)
     rows, columns = np.indices(shown.shape)
     middle = 0.5 * (np.array(shown.shape) - 1.0) + rng.uniform(-4.0, 4.0, 2)
     within = np.hypot(rows - middle[0], columns - middle[1]) < rng.uniform(0.40, 0.49) * len(shown)
-    outside = rng.choice([0.0, 110.0]) + rng.choice([0.0, 1.5]) * rng.normal(size=shown.shape)
+    outside = np.full(shown.shape, rng.choice([0.0, 110.0]))
+    outside += rng.choice([0.0, 1.5]) * rng.normal(size=shown.shape)
+    if noisy_grey:
+        outside = rng.normal(110.0, 1.5, shown.shape)
     return _of_screen(np.where(gaussian_filter(within * 1.0, 0.6) > 0.5, shown, outside), image.projection)
 
 
 def in_white(image: Radiograph, start_mm: Array, way: Array, rng: np.random.Generator) -> Radiograph:
     """Return a picture in which the body ends at a point, and the air beyond, ``way`` from it, is clipped white."""
-    shown = _on_screen(image)
+    beyond = _beyond(image, start_mm, way, rng)
+    lit = 255.0 / (1.0 + np.exp(-np.clip(beyond / rng.uniform(0.5, 6.0), -40.0, 40.0)))
+    return _of_screen(_on_screen(image) + lit, image.projection)
+
+
+def under_shutter(image: Radiograph, start_mm: Array, way: Array, rng: np.random.Generator) -> Radiograph:
+    """Return a picture in which a shutter covers what is beyond a point: scattered light only, with its own noise."""
+    beyond = _beyond(image, start_mm, way, rng)
+    scattered = 20.0 + 10.0 * np.exp(-np.maximum(beyond, 0.0) / 40.0) + rng.normal(0.0, 1.5, beyond.shape)
+    open_share = 1.0 / (1.0 + np.exp(np.clip(beyond / 0.7, -40.0, 40.0)))
+    return _of_screen(open_share * _on_screen(image) + (1.0 - open_share) * scattered, image.projection)
+
+
+def _beyond(image: Radiograph, start_mm: Array, way: Array, rng: np.random.Generator) -> Array:
+    """Return how far (rows, columns), in pixels, each is beyond an edge through a point, about across ``way``."""
     start, ahead = image.projection.project(start_mm), image.projection.project(start_mm + 5.0 * way)
     turn = np.radians(rng.uniform(-40.0, 40.0))
     normal = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ (ahead - start)
-    rows, columns = np.indices(shown.shape)
-    beyond = ((columns - start[0]) * normal[0] + (rows - start[1]) * normal[1]) / np.linalg.norm(normal)
-    lit = 255.0 / (1.0 + np.exp(-np.clip(beyond / rng.uniform(0.5, 6.0), -40.0, 40.0)))
-    return _of_screen(shown + lit, image.projection)
+    rows, columns = np.indices(image.pixels.shape)
+    far = (columns - start[0]) * normal[0] + (rows - start[1]) * normal[1]
+    return np.asarray(far / np.linalg.norm(normal))
 
 
 def _on_screen(image: Radiograph) -> Array:

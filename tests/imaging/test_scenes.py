@@ -15,7 +15,18 @@ from navsrv.imaging.shadow import Radiograph
 from navsrv.imaging.two_views import find_in_views
 from navsrv.kernel.frames import Array, rotation_from_vector
 from simulators.world.imaging import SteelNeedle
-from tests.imaging.scenes import DIAMETER_MM, SMALL, across, bent, in_round_field, in_white, unit, volume, xray_of
+from tests.imaging.scenes import (
+    DIAMETER_MM,
+    SMALL,
+    across,
+    bent,
+    in_round_field,
+    in_white,
+    under_shutter,
+    unit,
+    volume,
+    xray_of,
+)
 
 NEEDLE = tuple[Array, Array]
 
@@ -153,6 +164,20 @@ def tip_in_white(rng: np.random.Generator) -> Scene:
     return Scene([shaft(tip, axis)], [(tip, axis)], orbits, lambda image: in_white(image, fades, axis, rng))
 
 
+def through_noisy_field(rng: np.random.Generator) -> Scene:
+    """The shaft crosses a disc whose surroundings are of the tissue's grey, with the noise of video."""
+    _, axis, orbits = start(rng)
+    tip = 75.0 * axis
+    return Scene([shaft(tip, axis)], [(tip, axis)], orbits, lambda image: in_round_field(image, rng, noisy_grey=True))
+
+
+def tip_under_shutter(rng: np.random.Generator) -> Scene:
+    tip, axis, orbits = start(rng)
+    tip = tip + 40.0 * axis
+    rim = tip - 35.0 * axis
+    return Scene([shaft(tip, axis)], [(tip, axis)], orbits, lambda image: under_shutter(image, rim, axis, rng))
+
+
 RIGHT = "right"
 REFUSED = {Why.TOUCHING, Why.SEVERAL, Why.DISAGREE, Why.NO_NEEDLE}
 TABLE = {
@@ -170,6 +195,8 @@ TABLE = {
     round_field: ({RIGHT},) * 2,
     white_air: ({RIGHT},) * 2,
     tip_beyond_field: ({Why.NO_NEEDLE},) * 2,
+    through_noisy_field: ({Why.NO_NEEDLE},) * 2,
+    tip_under_shutter: ({Why.NO_NEEDLE},) * 2,
     tip_in_white: ({Why.NO_NEEDLE},) * 2,
     along_the_beam: ({Why.NO_NEEDLE, Why.TOUCHING, Why.DISAGREE},) * 2,
 }
