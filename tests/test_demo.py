@@ -63,12 +63,16 @@ def check_figures(found: dict[str, Any], structure: str) -> None:
     assert "late alarms 0" in summary(found)
 
 
-async def watch(url: str, seen: dict[str, Any], ended: Callable[[], bool], pictures: Path) -> None:
-    """Keep the first sight of each state and alarm on the page, with a picture of the warning."""
+async def watch(url: str, seen: dict[str, Any], story: threading.Thread, pictures: Path) -> None:
+    """Begin the story before a page that is up, and keep the first sight of each state and alarm on it.
+
+    With a picture of the warning.
+    """
     async with Browser(1440, 900) as browser:
         await browser.open(url)
         await browser.wait_for("window.navsrv && window.navsrv.shown.caseLoaded", 60)
-        while not ended():
+        story.start()
+        while story.is_alive():
             shown = await browser.evaluate(SHOWN)
             words = [shown["state"], *(alarm["id"].partition(":")[0] for alarm in shown["alarms"])]
             if shown["closest"] is not None:
@@ -103,8 +107,7 @@ def test_the_sacrum_demo_and_what_the_operator_sees(
                 failure.append(error)
 
         thread = threading.Thread(target=story)
-        thread.start()
-        asyncio.run(watch(url, seen, lambda: not thread.is_alive(), tmp_path))
+        asyncio.run(watch(url, seen, thread, tmp_path))
         thread.join()
         assert not failure, failure
         room.stop()
