@@ -25,6 +25,7 @@ from simulators.world.imaging import Detector
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pynetdicom.association import Association
 
 XA_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.12.1"
 CT_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
@@ -174,6 +175,19 @@ def positioner_angles_deg(orbit_deg: float, tilt_deg: float) -> tuple[float, flo
     return (180.0 if primary == -180.0 else primary), tilt_deg
 
 
+def keep_answers(association: Association) -> None:
+    """Let no answer be lost to pynetdicom's own thread.
+
+    That thread serves requests of a peer and is paused while we send; but between being let go and looking at the queue
+    it cannot be paused (3.0), and on a busy machine it then drops our answer as no request.  It puts it back now.
+    """
+
+    def put_back(message: Any, context_id: int) -> None:
+        association.dimse.msg_queue.put((context_id, message))
+
+    association._serve_request = put_back  # type: ignore[method-assign, assignment]
+
+
 class DicomSender:
     """Sends objects to one storage server, one association for each lot, beside the loop."""
 
@@ -213,6 +227,7 @@ class DicomSender:
         event: dict[str, object] = {"event": "dicom", "objects": len(datasets), "stored": 0}
         if not association.is_established:
             return event | {"reason": f"no association with {called} at {self._host}:{self._port}"}
+        keep_answers(association)
         stored, reason = 0, ""
         try:
             for dataset in datasets:

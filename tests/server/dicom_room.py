@@ -20,6 +20,7 @@ from navsrv.server.boots import DicomBoot
 from navsrv.server.config import ImagingConfig
 from navsrv.server.config_dicom import DicomConfig, DicomSourceConfig
 from navsrv.server.processes import Child
+from simulators.dicom_out import keep_answers
 
 PATIENCE_S = 30.0
 SOURCES = {
@@ -108,6 +109,7 @@ def echo(port: int) -> bool:
     association = entity.associate("127.0.0.1", port, ae_title="NAVSRV")
     if not association.is_established:
         return False
+    keep_answers(association)
     status = association.send_c_echo()
     association.release()
     return bool(status.Status == 0x0000)
@@ -123,6 +125,7 @@ def store(
         entity.add_requested_context(uid, syntax)
     association = entity.associate("127.0.0.1", port, ae_title=called)
     assert association.is_established, "the association was rejected"
+    keep_answers(association)
     answers = [association.send_c_store(ds) for ds in datasets]
     association.release()
     return answers

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.uid import generate_uid
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 
 from devices.dicom import assemble, read_part
 from tests.dicom_objects import ct_series, enhanced_ct, phantom, xa
@@ -107,6 +109,29 @@ def test_a_series_with_a_missing_slice_is_refused_when_it_is_quiet(shared: Liste
     store(shared.port, slices)
     text = shared.note("dicom_series_refused")
     assert "slices 9 and 11 lie 4.000 mm apart, the others 2.000 mm; is a slice missing?" in text
+
+
+def test_no_answer_is_lost_to_the_senders_own_thread(shared: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender looks for its answer late, and the library's thread is not paused: so it is on a busy machine."""
+
+    class NeverPaused:
+        def wait(self) -> None:
+            time.sleep(0.002)
+
+        def set(self) -> None: ...
+
+        def clear(self) -> None: ...
+
+    look = DIMSEServiceProvider.get_msg
+
+    def late(provider: DIMSEServiceProvider, block: bool = False) -> Any:
+        time.sleep(0.05 if block else 0.0)
+        return look(provider, block)
+
+    never = property(lambda self: NeverPaused(), lambda self, value: None)
+    monkeypatch.setattr(Association, "_reactor_checkpoint", never, raising=False)
+    monkeypatch.setattr(DIMSEServiceProvider, "get_msg", late)
+    assert echo(shared.port)
 
 
 def test_only_known_callers_that_know_our_name_associate(shared: Listener) -> None:
