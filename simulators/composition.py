@@ -22,7 +22,8 @@ from navsrv.guidance.clearance import ClearanceEngine
 from navsrv.pipeline.inputs import Input, Note, encode_input
 from navsrv.pipeline.pipeline import Output, Pipeline
 from navsrv.pipeline.setup import Setup
-from navsrv.server.config import Config, load_config
+from navsrv.server.config import load_config
+from navsrv.server.config_tables import Config
 from navsrv.server.recorder import Recording
 from navsrv.server.records import FRAME, INPUT, NOTE
 from navsrv.server.setup import build_setup

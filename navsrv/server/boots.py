@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from navsrv.server.config import Config, ImagingConfig
 from navsrv.server.config_dicom import DicomConfig
 from navsrv.server.config_grabber import GrabberConfig
+from navsrv.server.config_tables import Config, ImagingConfig
 
 
 @dataclass(frozen=True, slots=True)

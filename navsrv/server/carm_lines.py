@@ -28,7 +28,7 @@ from navsrv.kernel.projection import ProjectionModel
 from navsrv.pipeline.inputs import SourceReport
 from navsrv.pipeline.sources import counted
 from navsrv.server.calibration_files import read_carm
-from navsrv.server.config import EncodersConfig, ImagingConfig
+from navsrv.server.config_tables import EncodersConfig, ImagingConfig
 
 STAND: Final = Frame("stand")
 RETRY_S: Final = 1.0

@@ -23,7 +23,7 @@ from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import ProjectionSample, VolumeSample
 from navsrv.server.boots import DicomBoot
 from navsrv.server.channel import ChannelClosed
-from navsrv.server.config import Config, ImagingConfig
+from navsrv.server.config_tables import Config, ImagingConfig
 from navsrv.server.placing import Arrival, Placing
 from navsrv.server.processes import Child, ChildFailed
 

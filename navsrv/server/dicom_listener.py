@@ -34,7 +34,7 @@ from devices.dicom_series import Limits, SeriesGrouper, VolumeReady
 from devices.dicom_xray import read_projection
 from navsrv.server.boots import DicomBoot
 from navsrv.server.channel import Channel, ChannelClosed
-from navsrv.server.config import ImagingConfig
+from navsrv.server.config_tables import ImagingConfig
 from navsrv.server.dicom_guard import (
     MAX_PDU_BYTES,
     MOST_KEPT,

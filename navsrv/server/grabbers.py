@@ -23,7 +23,7 @@ from navsrv.kernel.samples import ProjectionSample
 from navsrv.pipeline.inputs import SourceReport
 from navsrv.server.boots import GrabberBoot
 from navsrv.server.channel import ChannelClosed
-from navsrv.server.config import ImagingConfig
+from navsrv.server.config_tables import ImagingConfig
 from navsrv.server.placing import Arrival
 from navsrv.server.processes import Child
 

@@ -19,7 +19,7 @@ from devices.openigtlink import MAX_TRANSLATION_MM, encode_hello, poses_of, trac
 from navsrv.kernel.errors import RemoteProtocolError
 from navsrv.kernel.frames import Array, rotation_defect
 from navsrv.kernel.samples import ProjectionSample, Tracking, VolumeSample
-from navsrv.server.config import Config, ImagingConfig
+from navsrv.server.config_tables import Config, ImagingConfig
 from navsrv.server.half_open import notice_half_open
 from navsrv.server.placing import Arrival, Placing
 from navsrv.wire.openigtlink import Framer, Image, Message, Position, QTData, Sensor, TData, Transform, encode

@@ -50,7 +50,7 @@ from navsrv.pipeline.pipeline import Output, Pipeline
 from navsrv.pipeline.setup import Setup
 from navsrv.server.boots import LoopBoot
 from navsrv.server.channel import Channel, ChannelClosed
-from navsrv.server.config import Config
+from navsrv.server.config_tables import Config
 from navsrv.server.ndi_lines import Line, open_line
 from navsrv.server.records import FRAME, INPUT, NOTE, RecordSink
 from navsrv.server.setup import build_setup

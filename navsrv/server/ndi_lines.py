@@ -15,7 +15,7 @@ import serial
 
 from devices.source import Break, Effect, Send, SetLine
 from navsrv.kernel.errors import DeviceError
-from navsrv.server.config import TrackerConfig
+from navsrv.server.config_tables import TrackerConfig
 from navsrv.server.tracker_client import BACKOFF_FIRST_S, BACKOFF_LAST_S, JITTER, TrackerClient
 
 BREAK_NS: Final = 250_000_000

@@ -21,7 +21,7 @@ from navsrv.kernel.frames import REFERENCE, Array, Frame, Rigid, rotation_angle_
 from navsrv.kernel.samples import ProjectionSample, VolumeSample
 from navsrv.pipeline.inputs import SourceReport
 from navsrv.pipeline.pose_memory import EXPOSURE_NEAR_NS, PoseMemory, PoseThen
-from navsrv.server.config import Config, ImagingConfig, TrackerConfig
+from navsrv.server.config_tables import Config, ImagingConfig, TrackerConfig
 from navsrv.server.operations import Refused
 
 POSE_NEAR_NS: Final = 500_000_000

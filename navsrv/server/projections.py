@@ -13,7 +13,7 @@ from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import REFERENCE, Array
 from navsrv.kernel.projection import ProjectionModel
 from navsrv.kernel.samples import ProjectionSample
-from navsrv.server.config import ImagingConfig
+from navsrv.server.config_tables import ImagingConfig
 from navsrv.server.placing import Exposure, sigmas_at, with_calibration
 
 KEPT: Final = 6

@@ -21,7 +21,7 @@ from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import Tracking
 from navsrv.pipeline.inputs import BytesIn, LinkDown, LinkUp, Tick, decode_input
 from navsrv.pipeline.sources import Driver
-from navsrv.server.config import Config
+from navsrv.server.config_tables import Config
 from navsrv.server.replaying import RecordingFile
 from navsrv.server.setup import source_spec
 

@@ -18,7 +18,7 @@ from navsrv.anatomy.case import Case
 from navsrv.kernel.errors import InputError
 from navsrv.pipeline.inputs import decode_input
 from navsrv.pipeline.pipeline import Pipeline
-from navsrv.server.config import Config
+from navsrv.server.config_tables import Config
 from navsrv.server.setup import build_setup
 from navsrv.wire.guidance import GuidanceFrame, decode_frame
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from navsrv.anatomy.case import Case, Volume
 from navsrv.anatomy.mesh import Mesh
 from navsrv.kernel.frames import Array
-from navsrv.server.config import Config
+from navsrv.server.config_tables import Config
 from navsrv.server.setup import limits_of
 
 DISPLAY_VOXELS: Final = 192

@@ -40,7 +40,8 @@ from navsrv.kernel.samples import VolumeSample
 from navsrv.server.boots import HubBoot, LoopBoot
 from navsrv.server.carm_lines import CarmLine
 from navsrv.server.channel import ChannelClosed
-from navsrv.server.config import Config, resolved
+from navsrv.server.config import resolved
+from navsrv.server.config_tables import Config
 from navsrv.server.dicom_intake import DicomIntake, Tellings
 from navsrv.server.fluoroscopy import write_fluoroscopy
 from navsrv.server.grabbers import CarmVideo

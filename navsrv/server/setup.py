@@ -30,9 +30,9 @@ from navsrv.pipeline.setup import (
     ToolSetup,
     ZoneSetup,
 )
-from navsrv.server.config import Config, ProbeConfig, SiteConfig, ToolConfig, TrackerConfig, ZoneConfig
 from navsrv.server.config_doubt import REGISTRATION_INFLATION, structure_faults
 from navsrv.server.config_ndi import ndi_spec
+from navsrv.server.config_tables import Config, ProbeConfig, SiteConfig, ToolConfig, TrackerConfig, ZoneConfig
 
 
 def build_setup(config: Config, case: Case, session: str) -> Setup:

@@ -23,7 +23,7 @@ from navsrv.imaging.two_views import ViewDoubt
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Array
 from navsrv.kernel.samples import VolumeSample
-from navsrv.server.config import Config
+from navsrv.server.config_tables import Config
 from navsrv.server.finding import Search, TakenVolume, Untold, find_needle
 from navsrv.server.placing import Exposure, middle_mm, sigmas_at
 from navsrv.server.processes import give_way

@@ -14,7 +14,7 @@ from typing import Final
 
 from devices.openigtlink import encode_hello, encode_start, encode_stop
 from devices.source import Effect, Send
-from navsrv.server.config import TrackerConfig
+from navsrv.server.config_tables import TrackerConfig
 from navsrv.server.half_open import CONNECT_MS, NOTICE_MS, notice_half_open
 
 BACKOFF_FIRST_S: Final = 0.2

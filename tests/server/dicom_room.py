@@ -17,8 +17,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
 from navsrv.server.boots import DicomBoot
-from navsrv.server.config import ImagingConfig
 from navsrv.server.config_dicom import DicomConfig, DicomSourceConfig
+from navsrv.server.config_tables import ImagingConfig
 from navsrv.server.processes import Child
 from simulators.dicom_out import keep_answers
 

@@ -21,7 +21,7 @@ from navsrv.kernel.projection import ProjectionModel
 from navsrv.kernel.registration import Verdict
 from navsrv.server.calibration_files import write_carm
 from navsrv.server.carm_lines import CarmLine
-from navsrv.server.config import EncodersConfig, ImagingConfig
+from navsrv.server.config_tables import EncodersConfig, ImagingConfig
 from simulators.carm_links import encode_line
 from simulators.carm_motion import Position, nominal_pose
 

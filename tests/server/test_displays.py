@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from vtk.util.numpy_support import vtk_to_numpy
 
 from navsrv.server.cli import main
-from navsrv.server.config import TrackerConfig
+from navsrv.server.config_tables import TrackerConfig
 from navsrv.server.tracker_client import BACKOFF_LAST_S, TrackerClient
 from navsrv.wire.openigtlink import (
     Capability,

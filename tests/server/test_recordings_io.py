@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from navsrv.kernel.errors import InputError
 from navsrv.kernel.frames import Array
 from navsrv.pipeline.inputs import BytesIn, LinkDown, LinkUp, encode_input
-from navsrv.server.config import Config, ServerConfig, ToolConfig, TrackerConfig
+from navsrv.server.config_tables import Config, ServerConfig, ToolConfig, TrackerConfig
 from navsrv.server.recorder import Recording
 from navsrv.server.recordings_io import CSV_COLUMNS, paired, read_track, read_tracks
 from navsrv.server.records import FRAME, INPUT, pack

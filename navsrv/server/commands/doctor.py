@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from navsrv.server.config import PortsConfig
+from navsrv.server.config_tables import PortsConfig
 
 
 def add_parser(subparsers: Any) -> None:
