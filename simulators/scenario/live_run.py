@@ -43,6 +43,7 @@ SOURCE: Final = "main"
 START_TIMEOUT_S: Final = 120.0
 LANDMARK_MM: Final = 40.0
 TOUCHES: Final = 8
+TOUCH_NOISE_MM: Final = 0.02
 """Exposures for which the needle rests on a landmark."""
 SETTLE_S: Final = 0.3
 END_S: Final = 0.3
@@ -246,7 +247,7 @@ def _register(stage: Stage, tracker: _Tracker, commander: Commander) -> str:
     rng = stream(stage.scenario.seed, Stream.REFERENCE)
     for n, offset in enumerate(corners):
         point = plan.target_ct_mm + offset + rng.uniform(-5.0, 5.0, 3)
-        _touch(stage, tracker, point)
+        _touch(stage, tracker, point, rng)
         commander.ask("collect_landmark", tool=_tool(stage).name, name=f"L{n + 1}", point_ct_mm=point.tolist())
     found = commander.ask("register_landmarks")
     commander.ask("accept_registration", id=found["id"])
@@ -257,8 +258,8 @@ def _tool(stage: Stage) -> Any:
     return stage.composition.setup.tools[0]
 
 
-def _touch(stage: Stage, tracker: _Tracker, point: Array) -> None:
-    """Send exposures of the needle's tip resting on a point of the patient."""
+def _touch(stage: Stage, tracker: _Tracker, point: Array, rng: np.random.Generator) -> None:
+    """Send exposures of the needle's tip resting on a point of the patient, each with noise as a tracker has it."""
     tool, reference = _tool(stage), stage.composition.setup.reference
     assert reference is not None
     rotation = np.diag([1.0, -1.0, -1.0])
@@ -268,7 +269,10 @@ def _touch(stage: Stage, tracker: _Tracker, point: Array) -> None:
     period_s, latency_ns = 1.0 / stage.scenario.tracker.rate_hz, round(stage.scenario.tracker.latency_ms * 1e6)
     for _ in range(TOUCHES):
         stamp = np.array([time.time_ns() - latency_ns], dtype=np.int64)
-        tracker.send(b"".join(encode_poses(name, pose[None], stamp)[0].tobytes() for name, pose in poses.items()))
+        seen = {name: pose.copy() for name, pose in poses.items()}
+        for pose in seen.values():
+            pose[:3, 3] += rng.normal(0.0, TOUCH_NOISE_MM, 3)
+        tracker.send(b"".join(encode_poses(name, pose[None], stamp)[0].tobytes() for name, pose in seen.items()))
         tracker.poll()
         time.sleep(period_s)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,9 +130,12 @@ def test_no_answer_is_lost_to_the_senders_own_thread(shared: Listener, monkeypat
         return look(provider, block)
 
     never = property(lambda self: NeverPaused(), lambda self, value: None)
+    before = set(threading.enumerate())
     monkeypatch.setattr(Association, "_reactor_checkpoint", never, raising=False)
     monkeypatch.setattr(DIMSEServiceProvider, "get_msg", late)
     assert echo(shared.port)
+    for thread in set(threading.enumerate()) - before:  # the library's own outlives the association
+        thread.join(10.0)
 
 
 def test_only_known_callers_that_know_our_name_associate(shared: Listener) -> None:

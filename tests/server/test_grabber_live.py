@@ -99,7 +99,7 @@ def test_fluoroscopy_by_a_frame_grabber(
         LiveServer(example, tmp_path, settings) as server,
         running(*words, "--server", f"127.0.0.1:{server.ports['devices']}") as carm,
     ):
-        assert until(server, "video", bool)["showing"] == "no signal"
+        until(server, "video", lambda told: bool(told) and told["showing"] == "no signal")
         for view in ({"orbit_deg": 65.0}, {"view": "ap"}):
             facts = shot(server, carm, view)
         assert server.ask("register_xrays", seen="ap")["ok"]
