@@ -108,6 +108,10 @@ def echo(port: int) -> bool:
     entity.add_requested_context(Verification)
     association = entity.associate("127.0.0.1", port, ae_title="NAVSRV")
     if not association.is_established:
+        # The library forgets the socket of an association that was not to be, unclosed.
+        connection = association.dul.socket
+        if connection is not None and connection.socket is not None:
+            connection.socket.close()
         return False
     keep_answers(association)
     status = association.send_c_echo()
