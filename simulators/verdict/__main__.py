@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.todo == "report":
         from simulators.verdict.report import as_page, as_svg, as_text, summary
 
-        records = [json.loads(line) for path in args.trials for line in path.read_text().splitlines()]
+        records = [record for path in args.trials for record in _read(parser, path)[0]]
+        if not records:
+            parser.error(f"{args.trials[0]}: holds no trials; expected what `run --out` wrote")
         found = summary(records)
         if args.markdown is not None:
             plot = args.markdown.parent / "images" / f"{args.markdown.stem}.svg"
@@ -44,20 +48,44 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         print(json.dumps(found) if args.json else as_text(found))
         return 0
-    return _run(args)
+    return _run(parser, args)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _read(parser: argparse.ArgumentParser, path: Path) -> tuple[list[Any], int]:
+    """Return the trials of a file, and its length (bytes) without a last line that was cut off in the writing."""
+    try:
+        written = path.read_bytes()
+    except OSError as error:
+        parser.error(f"{path}: {error.strerror}; expected what `run --out` wrote")
+    whole = written.rfind(b"\n") + 1
+    records = []
+    for number, line in enumerate(written[:whole].splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+            records[-1]["patient"], records[-1]["verdict"]
+        except (ValueError, TypeError, KeyError):
+            parser.error(f"{path}, line {number}: no trial; expected one JSON object a line, as `run --out` writes")
+    return records, whole
+
+
+def _share(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+        parser.error(f"--share {text}: expected K/N with K from 1 to N, such as 2/4")
+    return int(parts[0]), int(parts[1])
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from simulators.verdict.trials import HELD_OUT, TUNING, run_scene, run_trial, scenes, trials_of
 
+    share, shares = _share(parser, args.share)
     done = set()
     if args.out.is_file():
-        for line in args.out.read_text().splitlines():
-            known = json.loads(line)
-            done.add((known["patient"], known["seed"], known["kind"], known["number"]))
+        records, whole = _read(parser, args.out)
+        done = {(known["patient"], known["seed"], known["kind"], known["number"]) for known in records}
+        os.truncate(args.out, whole)
     end = time.monotonic() + args.seconds
     names, first, apart = (TUNING, 0, 4) if args.set == "tuning" else (HELD_OUT, 6000, 1)
-    share, shares = (int(part) for part in args.share.split("/"))
     with args.out.open("a") as out:
         for spec in islice(scenes(names, first), share - 1, args.scenes, shares):
             left = [t for t in trials_of(spec, apart) if (spec.patient, spec.seed, t.kind, t.number) not in done]
