@@ -147,12 +147,6 @@ def judge_check_shot(in_use: Rigid, check: RegistrationResult, limits: HealthLim
             assert_never(check.verdict)
 
 
-def worst(findings: list[Finding]) -> Finding | None:
-    """Return the finding that decides: the worst, and of those the first; None without any."""
-    order = list(Health)
-    return max(findings, key=lambda f: order.index(f.health), default=None)
-
-
 def _finding(source: Source, value_mm: float, sigma_mm: float, bounds: tuple[float, float], words: str) -> Finding:
     """Return the finding of a number; what both sides may be wrong by widens the limits."""
     allowed = ONE_SIDED_95 * sigma_mm if np.isfinite(sigma_mm) else 0.0

@@ -16,7 +16,6 @@ from navsrv.registration.health import (
     judge_check_shot,
     judge_landmark,
     judge_motion,
-    worst,
 )
 
 TURN = rotation_from_vector([0.4, -0.2, 1.1])
@@ -112,9 +111,3 @@ def test_what_makes_no_sense_is_refused_in_words() -> None:
         judge_motion(Source.LANDMARK, 1.0)
     with pytest.raises(ValueError, match="the lower one first"):
         HealthLimits(moved_mm=(2.0, 1.0))
-
-
-def test_the_worst_finding_decides_and_the_first_of_equals() -> None:
-    findings = [judge_motion(Source.PATIENT_MOVED, mm) for mm in (0.2, 2.0, 3.0)]
-    assert worst(findings) is findings[1]
-    assert worst([]) is None
